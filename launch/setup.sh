@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# Make (or reuse) the environment .venv with stence_dist installed from this checkout.
+#   bash launch/setup.sh                                       plain pip; on machines without a GPU this may bring CUDA
+#   TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu bash launch/setup.sh      torch from another index, e.g. CPU only
+#   PYTHON=/opt/python3.12/bin/python bash launch/setup.sh     a particular interpreter (3.11 or newer)
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+venv="$root/.venv"
+stamp="$venv/.ready"
+wanted=$(cat "$root/pyproject.toml" "$root/constraints.txt" | sha256sum | cut -d' ' -f1)
+if [ -x "$venv/bin/python" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
+    exit 0
+fi
+
+newer() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
+python=""
+for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11 python3.14 python}; do
+    if newer "$candidate"; then
+        python=$candidate
+        break
+    fi
+done
+if [ -z "$python" ]; then
+    found=$( (python3 --version || python --version) 2>&1 | tail -n 1) || true
+    echo "error: Python 3.11 or newer is needed, found: ${found:-none}. Install it, or name one: PYTHON=/path/to/python3.11 bash $0" >&2
+    exit 2
+fi
+if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
+    echo "error: $python lacks the venv module. Install it (Debian, Ubuntu: apt-get install python3-venv), or name another interpreter: PYTHON=… bash $0" >&2
+    exit 2
+fi
+
+echo "Making $venv with $("$python" --version) (a few minutes, mostly downloads)"
+rm -rf "$venv"
+"$python" -m venv "$venv"
+pip() { "$venv/bin/python" -m pip --disable-pip-version-check install --quiet "$@"; }
+if [ -n "${TORCH_INDEX_URL:-}" ]; then
+    pip --index-url "$TORCH_INDEX_URL" --constraint "$root/constraints.txt" torch
+fi
+pip --constraint "$root/constraints.txt" --editable "$root[dev]"
+echo "$wanted" >"$stamp"

@@ -1,0 +1,3 @@
+"""Distributed contrastive pretraining of ECG models on paired ECGs and coronary angiograms, and their evaluation."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""The one typed config: a file of dataclasses per group; `load.py` composes them once."""

@@ -1,0 +1,40 @@
+"""Where samples come from and how the training reader treats them."""
+
+from dataclasses import dataclass
+
+from stence_dist.config.field import group, key
+from stence_dist.errors import ConfigError
+
+
+@dataclass
+class AugmentConfig:
+    """Training augmentation of the prepared ECG and of views; every draw depends on (seed, position, sample) only."""
+
+    random_crop: bool = key("crop the ECG at a random place instead of the spec's first window", True)
+    amplitude_probability: float = key("probability of scaling all leads by one factor", 0.8)
+    amplitude_low: float = key("smallest factor", 0.6)
+    amplitude_high: float = key("largest factor", 1.3)
+    shift_probability: float = key("probability of a circular time shift", 1.0)
+    shift_seconds: float = key("largest shift either way, seconds", 1.0)
+    noise_probability: float = key("probability of Gaussian noise", 0.3)
+    noise_level: float = key("its standard deviation, in units of the normalized signal", 0.03)
+    mask_probability: float = key("probability of zeroed windows over all leads", 0.5)
+    mask_seconds: float = key("length of a zeroed window, seconds", 0.3)
+    mask_count: int = key("number of zeroed windows (they may overlap)", 5)
+    drop_views: float = key("largest share of a pair's views that is dropped, at least one stays", 0.3)
+
+
+@dataclass
+class DataConfig:
+    """The shard set and its reader."""
+
+    shards: str = key("folder that shards/build.py wrote")
+    workers: int = key("loader processes per rank; 0 loads in the training process. Never changes what is trained", 1)
+    verify: str = key("CRC-32 checks while reading: off | first_pass | always", "first_pass")
+    augment: AugmentConfig = group("training augmentation", AugmentConfig)
+
+    def __post_init__(self) -> None:
+        if self.verify not in ("off", "first_pass", "always"):
+            raise ConfigError(f"data.verify={self.verify} is not known. Use off, first_pass or always.")
+        if self.workers < 0:
+            raise ConfigError(f"data.workers={self.workers}. Use 0 or more.")

@@ -1,0 +1,24 @@
+"""ECG encoders and what each expects of a signal."""
+
+from dataclasses import dataclass
+
+from stence_dist.config.field import key
+
+
+@dataclass
+class EcgEncoderConfig:
+    """What every ECG encoder shares: the part of its spec that a user may choose."""
+
+    name: str = key("which encoder; set by the group's YAML")
+    seconds: float = key("length of one window, seconds", 3.0)
+    windows: int = key("evaluation windows per record, evenly spread; 1 = the first", 1)
+    drop_path: float = key("probability of skipping a residual branch, drawn per sample", 0.0)
+
+
+@dataclass
+class ResNetConfig(EcgEncoderConfig):
+    """A small 1-D pre-activation ResNet with GroupNorm at 500 Hz; its stem averages down to 125 Hz."""
+
+    name: str = key("set by the group; do not change", "resnet")
+    widths: list[int] = key("channels of the stages; each stage after the first halves the rate", [24, 32, 48, 64])
+    kernel: int = key("kernel size of all convolutions, samples", 7)

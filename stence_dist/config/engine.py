@@ -1,0 +1,58 @@
+"""How the work is spread over ranks and micro-batches."""
+
+from dataclasses import dataclass
+
+from stence_dist.config.field import key
+from stence_dist.errors import ConfigError
+
+
+@dataclass
+class EngineConfig:
+    """Batch arithmetic, ZeRO and precision."""
+
+    global_batch_size: int = key("G: pairs per optimizer step over all ranks", 64)
+    accumulation: int = key("A: micro-batches per step; the pool of negatives is G/A whatever the number of ranks", 1)
+    zero_stage: int = key("DeepSpeed ZeRO stage, 0 to 3", 1)
+    precision: str = key("auto (bf16 on a GPU, fp32 on CPU) | fp32 | bf16 | fp16 (stage 0 only)", "auto")
+    gradient_clipping: float = key("largest gradient norm; 0 = off", 1.0)
+    timeout_s: float = key("seconds after which a collective that a rank does not join ends the run", 600.0)
+
+    def __post_init__(self) -> None:
+        if self.zero_stage not in (0, 1, 2, 3):
+            raise ConfigError(f"engine.zero_stage={self.zero_stage}. Use 0, 1, 2 or 3.")
+        if self.precision not in ("auto", "fp32", "bf16", "fp16"):
+            raise ConfigError(f"engine.precision={self.precision} is not known. Use auto, fp32, bf16 or fp16.")
+        if self.precision == "fp16" and self.zero_stage != 0:
+            raise ConfigError(
+                f"engine.precision=fp16 with engine.zero_stage={self.zero_stage}: DeepSpeed's loss scale never backs "
+                "off there. Use engine.zero_stage=0, or engine.precision=bf16."
+            )
+        if self.global_batch_size < 2 or self.accumulation < 1:
+            raise ConfigError(
+                f"engine.global_batch_size={self.global_batch_size}, engine.accumulation={self.accumulation}. "
+                "A contrastive batch needs 2 pairs or more, and accumulation 1 or more."
+            )
+        if self.global_batch_size % self.accumulation:
+            raise ConfigError(
+                f"engine.accumulation={self.accumulation} does not divide "
+                f"engine.global_batch_size={self.global_batch_size}. Use a divisor."
+            )
+        if self.gradient_clipping < 0:
+            raise ConfigError(f"engine.gradient_clipping={self.gradient_clipping}. Use 0 (off) or more.")
+
+    @property
+    def pool(self) -> int:
+        """G/A: the columns that a row of logits meets."""
+        return self.global_batch_size // self.accumulation
+
+    def micro_batch(self, world_size: int) -> int:
+        """B = G/(W*A). Raises ConfigError where W*A does not divide G, naming near values that work."""
+        unit = world_size * self.accumulation
+        if self.global_batch_size % unit:
+            below = self.global_batch_size // unit * unit
+            choices = " or ".join(str(value) for value in (below, below + unit) if value >= 2)
+            raise ConfigError(
+                f"engine.global_batch_size={self.global_batch_size} does not divide over {world_size} ranks x "
+                f"{self.accumulation} micro-batches. Use a multiple of {unit}, e.g. {choices}."
+            )
+        return self.global_batch_size // unit

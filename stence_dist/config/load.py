@@ -1,0 +1,264 @@
+"""From a command line to one typed config, and from an error to an exit code.
+
+hydra composes the YAML files of `configs/` over the dataclasses of this package; values typed as `key=value` are
+applied last, the value taken literally after the first `=`. The result is plain dataclass instances: nothing below
+`launch/` sees a DictConfig, and nothing writes to a config afterwards.
+"""
+
+import dataclasses
+import difflib
+import logging
+import os
+import sys
+import traceback
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from stence_dist.config.ecg_encoder import ResNetConfig
+from stence_dist.config.image_tower import PixelsConfig, TokensConfig
+from stence_dist.config.optimizer import AdamWConfig, SgdConfig
+from stence_dist.errors import (
+    EXIT_DONE,
+    EXIT_FAILURE,
+    EXIT_REFUSED,
+    EXIT_STOPPED,
+    CheckFailedError,
+    ConfigError,
+    RefusedError,
+    StoppedError,
+)
+
+# Every dataclass that a group's YAML may choose. To add one: a dataclass, a line here, a YAML of the same name.
+GROUPS: dict[str, dict[str, type]] = {
+    "ecg_encoder": {"resnet": ResNetConfig},
+    "image_tower": {"pixels": PixelsConfig, "tokens": TokensConfig},
+    "optimizer": {"adamw": AdamWConfig, "sgd": SgdConfig},
+}
+
+CONFIG_FOLDER = Path(__file__).resolve().parents[2] / "configs"
+
+logger = logging.getLogger("stence_dist")
+C = TypeVar("C")
+
+
+def run(config_class: type[C], verb: str, main: Callable[[C], int | None]) -> NoReturn:
+    """Compose the config from the command line, call `main`, and end the process with the code that fits.
+
+    0 done, 1 failure, 2 usage, configuration or data refused, 75 stopped on request and resumable.
+    """
+    sys.exit(_end_ranks(_guarded(config_class, verb, main)))
+
+
+def _guarded(config_class: type[C], verb: str, main: Callable[[C], int | None]) -> int:
+    rank = int(os.environ.get("RANK", "0"))
+    where = f"rank {rank}: " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+    logging.basicConfig(
+        level=logging.INFO if rank == 0 else logging.WARNING, format=f"{where}%(message)s", stream=sys.stderr
+    )
+    try:
+        arguments = sys.argv[1:]
+        if any(argument in ("-h", "--help") for argument in arguments):
+            if rank == 0:
+                sys.stdout.write(help_text(config_class, verb))
+            return EXIT_DONE
+        return main(load(config_class, verb, arguments)) or EXIT_DONE
+    except RefusedError as error:
+        if not error.quiet:
+            sys.stderr.write(f"{where}error: {error}\n")
+        return EXIT_REFUSED
+    except StoppedError as stop:
+        sys.stderr.write(f"{where}{stop}\n")
+        return EXIT_STOPPED
+    except CheckFailedError as error:
+        sys.stderr.write(f"{where}{error}\n")
+        return EXIT_FAILURE
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{where}interrupted\n")
+        return EXIT_FAILURE
+    except Exception as error:
+        if type(error).__name__ == "PeerLostError":
+            sys.stderr.write(f"{where}{error}\n")
+        else:
+            sys.stderr.write(f"{where}{traceback.format_exc()}{where}failed: {type(error).__name__}: {error}\n")
+        return EXIT_FAILURE
+
+
+def _end_ranks(code: int) -> int:
+    """In a process group, leave through `distributed.finish`; otherwise return `code`."""
+    distributed = sys.modules.get("stence_dist.distributed")
+    if distributed is not None and distributed.active():
+        distributed.finish(code)
+    return code
+
+
+def load(config_class: type[C], verb: str, arguments: Sequence[str]) -> C:
+    """The config of one verb as an instance of `config_class`.
+
+    arguments: `key=value` texts. Raises ConfigError on unknown keys (with near misses), values of a wrong type,
+    missing keys, and whatever the dataclasses' own checks refuse.
+    """
+    choices, values = _split(arguments)
+    _check_choices(verb, choices)
+    cfg = _compose(config_class, verb, [f"{group}={name}" for group, name in choices.items()])
+    for name, text in values.items():
+        _assign(cfg, name, text)
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise ConfigError(
+            f"{', '.join(f'{name}=' for name in missing)} must be given. "
+            f"See `python {_script(verb)} --help` for every key."
+        )
+    try:
+        return typing.cast(C, OmegaConf.to_object(cfg))
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error).splitlines()[0]) from None
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config instance as plain JSON values."""
+    return dataclasses.asdict(config)
+
+
+def to_yaml(config: Any) -> str:
+    """A config instance as YAML text, readable by people and by `yaml.safe_load`."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+
+
+def _split(arguments: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Arguments as (group choices, key values). Launchers' own `--local_rank=N` is dropped."""
+    choices: dict[str, str] = {}
+    values: dict[str, str] = {}
+    groups = {folder.name for folder in CONFIG_FOLDER.iterdir() if folder.is_dir()}
+    for argument in arguments:
+        if argument.startswith(("--local_rank", "--local-rank")):
+            continue
+        name, equals, value = argument.partition("=")
+        if not equals or not name or name[0] in "+~-":
+            raise ConfigError(f"{argument!r} is not understood. Write key=value; --help lists every key.")
+        if name in groups:
+            choices[name] = value
+        else:
+            values[name] = value
+    return choices, values
+
+
+def _compose(config_class: type, verb: str, overrides: list[str]) -> DictConfig:
+    store = ConfigStore.instance()
+    schema = OmegaConf.structured(config_class)
+    for group_name in GROUPS.keys() & schema.keys():
+        schema[group_name] = MISSING  # the verb's YAML chooses; a default instance would only merge with its own class
+    store.store(name=f"{verb}_schema", node=schema)
+    for group_name, members in GROUPS.items():
+        for name, member in members.items():
+            store.store(group=group_name, name=f"{name}_schema", node=member)
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        return compose(verb, overrides=overrides)
+
+
+def _verb_groups(verb: str) -> dict[str, str]:
+    """The groups that a verb's YAML composes, with the default choice of each."""
+    entries = yaml.safe_load((CONFIG_FOLDER / f"{verb}.yaml").read_text()).get("defaults", [])
+    return {name: chosen for entry in entries if isinstance(entry, dict) for name, chosen in entry.items()}
+
+
+def _check_choices(verb: str, choices: dict[str, str]) -> None:
+    """Raise ConfigError for a group that the verb does not take or a choice that has no YAML."""
+    taken = _verb_groups(verb)
+    for group_name, name in choices.items():
+        if group_name not in taken:
+            raise ConfigError(f"{group_name}= is not a key of this command. --help lists every key.")
+        known = sorted(path.stem for path in (CONFIG_FOLDER / group_name).glob("*.yaml"))
+        if name not in known:
+            raise ConfigError(f"{group_name}={name} is not known. Use one of: {', '.join(known)}.")
+
+
+def _assign(cfg: DictConfig, name: str, text: str) -> None:
+    """Set one key to what was typed. Text keys take it literally; others are read as YAML scalars or lists."""
+    node: Any = cfg
+    for part in name.split("."):
+        node = node._get_node(part) if isinstance(node, DictConfig) and part in node.keys() else None  # noqa: SIM118
+        if node is None:
+            raise ConfigError(_unknown_key(cfg, name))
+    if isinstance(node, DictConfig) and dataclasses.is_dataclass(OmegaConf.get_type(node)):
+        raise ConfigError(f"{name} is a group of keys. Set one of them, e.g. {name}.{list(map(str, node))[0]}=…")
+    optional = bool(node._metadata.optional)
+    value: Any
+    if optional and text in ("", "null", "none", "None"):
+        value = None
+    elif node._metadata.ref_type is str:
+        value = text.replace("${", "\\${")
+    else:
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            value = text
+    try:
+        OmegaConf.update(cfg, name, value, merge=False)
+    except (OmegaConfBaseException, ValueError):
+        kind = getattr(node._metadata.ref_type, "__name__", str(node._metadata.ref_type))
+        raise ConfigError(f"{name}={text} is not a value that this key takes (expected {kind}).") from None
+
+
+def _unknown_key(cfg: DictConfig, name: str) -> str:
+    known = _keys(cfg)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    near += [other for other in known if other.split(".")[-1] == name.split(".")[-1] and other not in near]
+    advice = f" Did you mean {' or '.join(f'{other}=' for other in near[:3])}?" if near else ""
+    return f"{name} is not a key of this command.{advice} --help lists every key."
+
+
+def _keys(cfg: DictConfig, prefix: str = "") -> list[str]:
+    names: list[str] = []
+    for part in map(str, cfg):
+        node = cfg._get_node(part)
+        if isinstance(node, DictConfig) and dataclasses.is_dataclass(OmegaConf.get_type(node)):
+            names += _keys(node, f"{prefix}{part}.")
+        else:
+            names.append(f"{prefix}{part}")
+    return names
+
+
+def _script(verb: str) -> str:
+    folder = "shards" if (CONFIG_FOLDER.parent / "shards" / f"{verb}.py").exists() else "launch"
+    return f"{folder}/{verb}.py"
+
+
+def help_text(config_class: type, verb: str) -> str:
+    """Every key of a verb with its meaning and its default, as composed without any argument."""
+    cfg = _compose(config_class, verb, [])
+    lines = [f"usage: python {_script(verb)} key=value …", "", (config_class.__doc__ or "").strip(), ""]
+    for group_name, chosen in _verb_groups(verb).items():
+        names = sorted(path.stem for path in (CONFIG_FOLDER / group_name).glob("*.yaml"))
+        lines.append(f"  {group_name}={chosen}\n      one of {', '.join(names)} (configs/{group_name}/)")
+    lines += _help_rows(cfg, "")
+    lines += [
+        "",
+        "Values are literal after the first '='.",
+        "Exit codes: 0 done, 1 failure, 2 refused, 75 stopped and resumable.",
+    ]
+    return "\n".join([*lines, ""])
+
+
+def _help_rows(cfg: DictConfig, prefix: str) -> list[str]:
+    rows: list[str] = []
+    config_class = OmegaConf.get_type(cfg)
+    texts = {field.name: field.metadata.get("help", "") for field in dataclasses.fields(typing.cast(Any, config_class))}
+    for part in map(str, cfg):
+        node = cfg._get_node(part)
+        if isinstance(node, DictConfig) and dataclasses.is_dataclass(OmegaConf.get_type(node)):
+            rows += ["", f"  {prefix}{part}: {texts[part]}", *_help_rows(node, f"{prefix}{part}.")]
+        else:
+            missing = OmegaConf.is_missing(cfg, part)
+            value = "(required)" if missing else "null" if cfg[part] is None else str(cfg[part])
+            rows.append(f"  {prefix}{part}={value}\n      {texts[part]}")
+    return rows

@@ -1,0 +1,30 @@
+"""The training objective."""
+
+from dataclasses import dataclass
+
+from stence_dist.config.field import key
+from stence_dist.errors import ConfigError
+
+
+@dataclass
+class LossConfig:
+    """Symmetric InfoNCE plus a weighted stenosis loss on the angiogram's queries."""
+
+    temperature: float = key("softmax temperature; with loss.learnable=true only its start", 0.2)
+    learnable: bool = key("learn the temperature", False)
+    max_logit_scale: float = key("upper bound of the learned inverse temperature, clamped in forward", 100.0)
+    stenosis_weight: float = key("weight of the stenosis loss; 0 uses no angiographic label", 0.3)
+    patient_weight: float = key("share of the patient target in the stenosis loss", 0.4)
+    artery_weight: float = key("share of the two arteries", 0.4)
+    segment_weight: float = key("share of the eight segments", 0.2)
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0:
+            raise ConfigError(f"loss.temperature={self.temperature}. Use a value above 0, e.g. 0.2.")
+        if self.stenosis_weight < 0:
+            raise ConfigError(f"loss.stenosis_weight={self.stenosis_weight}. Use 0 or more.")
+        total = self.patient_weight + self.artery_weight + self.segment_weight
+        if abs(total - 1) > 1e-6:
+            raise ConfigError(
+                f"loss.patient_weight + artery_weight + segment_weight is {total:g}. The three shares must sum to 1."
+            )

@@ -1,0 +1,47 @@
+"""Keys of `launch/pretrain.py`."""
+
+from dataclasses import dataclass
+
+from stence_dist.config.data import DataConfig
+from stence_dist.config.ecg_encoder import EcgEncoderConfig, ResNetConfig
+from stence_dist.config.engine import EngineConfig
+from stence_dist.config.field import group, key
+from stence_dist.config.image_tower import ImageTowerConfig, PixelsConfig
+from stence_dist.config.loss import LossConfig
+from stence_dist.config.optimizer import AdamWConfig, OptimizerConfig
+from stence_dist.config.targets import TargetsConfig
+from stence_dist.errors import ConfigError
+
+
+@dataclass
+class PretrainConfig:
+    """Contrastive pretraining of two towers on pairs. Resumes when run_dir holds an unfinished run of this config."""
+
+    run_dir: str = key("folder of the run: config, metrics, checkpoints, weights")
+    steps: int | None = key("length in optimizer steps; null = by epochs", None)
+    epochs: float = key("length in passes over the training pairs, where steps is null", 30.0)
+    seed: int = key("seed of initialization, order and augmentation", 0)
+    embedding: int = key("width E of the joint embedding", 256)
+    log_every: int = key("steps between rows of metrics.jsonl", 10)
+    save_every: int = key("steps between checkpoints", 200)
+    eval_every: int = key("steps between validations; one also ends the run", 200)
+    keep_last: int = key("checkpoints to keep, beside the best", 2)
+    best_metric: str = key("validation metric that chooses the best weights; larger is better", "val/recall@5")
+    reference_samples: int = key("training pairs embedded as reference for kNN and probe in validation", 1024)
+    shuffle_pairs: bool = key("control: pair every ECG with another patient's study; nothing should be learned", False)
+    data: DataConfig = group("shards and their reader", DataConfig)
+    targets: TargetsConfig = group("from percent to labels", TargetsConfig)
+    ecg_encoder: EcgEncoderConfig = group("ECG tower", ResNetConfig)
+    image_tower: ImageTowerConfig = group("image tower", PixelsConfig)
+    loss: LossConfig = group("objective", LossConfig)
+    optimizer: OptimizerConfig = group("optimizer", AdamWConfig)
+    engine: EngineConfig = group("ranks, micro-batches, precision", EngineConfig)
+
+    def __post_init__(self) -> None:
+        if self.epochs <= 0 or (self.steps is not None and self.steps < 1):
+            raise ConfigError(f"steps={self.steps}, epochs={self.epochs:g}. A run is 1 step or longer.")
+        if self.keep_last < 2:
+            raise ConfigError(f"keep_last={self.keep_last}. Use 2 or more: a damaged newest checkpoint needs a spare.")
+        for name in ("log_every", "save_every", "eval_every", "embedding", "reference_samples"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)}. Use 1 or more.")

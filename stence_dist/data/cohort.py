@@ -1,0 +1,343 @@
+"""The cohort table: one row per recording, checked, keyed and split by patient."""
+
+import csv
+import hmac
+import importlib
+import logging
+import math
+import secrets
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stence_dist.config.build import ColumnsConfig
+from stence_dist.data.shards import SPLITS, refuse_pipe
+from stence_dist.errors import DataError, MissingExtraError
+from stence_dist.files import write_text
+from stence_dist.seeds import generator
+from stence_dist.targets import SEGMENTS
+
+log = logging.getLogger("stence_dist")
+
+SHARES = {"train": 0.7, "val": 0.1, "test": 0.2}
+SEVERE = 70.0  # percent; the split's strata, whatever threshold a run uses later
+REQUIRED = ("patient_id", "ecg_path", "study_path", "days_between", "age", "sex", "site")
+OPTIONAL = ("split", "device", "acute", "prior_revascularization", "lvef")
+SEGMENT_COLUMNS = tuple(f"seg_{segment}" for segment in SEGMENTS)
+_RANGES = {"days_between": (-36500.0, 36500.0), "age": (0.0, 130.0), "lvef": (0.0, 100.0)}
+_FLAGS = {"0": 0, "false": 0, "no": 0, "0.0": 0, "1": 1, "true": 1, "yes": 1, "1.0": 1}
+_LONGEST_TEXT = 64
+
+
+@dataclass(frozen=True)
+class Reject:
+    """A row that stays out of the set, and why. `path` goes to rejects.csv only."""
+
+    row: int
+    patient_key: str
+    field: str
+    reason: str
+    path: str = ""
+
+    def message(self) -> str:
+        """The reason with the row and the beginning of the patient key; safe for logs."""
+        return f"row {self.row}, {name_patient(self.patient_key)}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class CohortRow:
+    """One checked row. `row` counts the table's data rows from 1, and is the sample number."""
+
+    row: int
+    patient_key: str
+    ecg_path: str
+    study_path: str  # "" = ECG only
+    segments: tuple[float | None, ...]  # 16 percents, None = not reported
+    columns: dict[str, Any]  # age, sex, site, days_between and the optional known columns; None = unknown
+    split: str = ""
+
+    @property
+    def severe(self) -> bool | None:
+        """Whether any reported segment reaches 70 %; None where none is reported."""
+        known = [percent for percent in self.segments if percent is not None]
+        return max(known) >= SEVERE if known else None
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """A table's rows that can be built, in table order with their splits, and those that cannot."""
+
+    folder: Path
+    rows: list[CohortRow]
+    rejects: list[Reject]
+    split_source: str  # "column" | "drawn"
+
+
+def name_patient(patient_key: str) -> str:
+    """How messages name a patient."""
+    return f"patient {patient_key[:8]}…" if patient_key else "no patient"
+
+
+def read_key(cohort: Path, key_file: str | None) -> bytes:
+    """The secret of the patient keys; made beside the table (0600) where no file was named and none is there."""
+    path = Path(key_file) if key_file else cohort.parent / "patient_key.txt"
+    if not path.exists():
+        if key_file:
+            raise DataError(f"key_file={path} does not exist. Leave key_file out to have one made beside the cohort.")
+        try:
+            write_text(path, secrets.token_hex(32) + "\n", mode=0o600)
+        except OSError as error:
+            raise DataError(
+                f"the patient key file {path} cannot be made ({error.strerror}). Give one with key_file=."
+            ) from None
+        log.info("made the patient key file %s; keep it secret, and keep it: other keys give other patients", path)
+    secret = path.read_bytes().strip()
+    if len(secret) < 16:
+        raise DataError(f"the key file {path} holds {len(secret)} characters; 16 or more are needed.")
+    return secret
+
+
+def patient_key(secret: bytes, patient_id: str) -> str:
+    """The first 32 hex digits of HMAC-SHA256(secret, patient_id)."""
+    return hmac.new(secret, patient_id.strip().encode(), "sha256").hexdigest()[:32]
+
+
+def _read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            lines = [line for line in csv.reader(file, strict=True) if line]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} is no CSV in UTF-8 ({error}). Save it as CSV (UTF-8, comma), or as Parquet.") from None
+    if not lines:
+        raise DataError(f"{path} is empty. A cohort table has a header and a row per recording.")
+    for number, line in enumerate(lines[1:], start=1):
+        if len(line) != len(lines[0]):
+            raise DataError(f"{path}, row {number} has {len(line)} fields, the header {len(lines[0])}. Correct the row.")
+    return lines[0], lines[1:]
+
+
+def _read_parquet(path: Path) -> tuple[list[str], list[list[str]]]:
+    try:
+        parquet = importlib.import_module("pyarrow.parquet")
+    except ImportError:
+        raise MissingExtraError(f'{path} is Parquet: pip install "stence_dist[parquet]", or save it as CSV.') from None
+    try:
+        table = parquet.read_table(path)
+    except Exception as error:  # pyarrow's errors share no public base class
+        raise DataError(f"{path} is no readable Parquet file ({type(error).__name__}). Export it again.") from None
+    columns = [["" if _is_empty(value) else str(value) for value in column.to_pylist()] for column in table.columns]
+    return list(table.column_names), [list(line) for line in zip(*columns, strict=True)]
+
+
+def _is_empty(value: object) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _read_table(path: Path, columns: ColumnsConfig) -> list[dict[str, str]]:
+    """The table's rows as text by canonical column name; unknown columns are left out. Raises DataError."""
+    refuse_pipe(path, "cohort")
+    if not path.is_file():
+        raise DataError(f"cohort={path} is not a file. Expected a CSV or Parquet table.")
+    with open(path, "rb") as file:
+        is_parquet = file.read(4) == b"PAR1"
+    header, lines = (_read_parquet if is_parquet else _read_csv)(path)
+    twice = [name for name, count in Counter(header).items() if count > 1]
+    if twice:
+        raise DataError(f"{path} has the column {twice[0]!r} twice. Keep one.")
+    places = {}
+    for name in (*REQUIRED, *OPTIONAL, *SEGMENT_COLUMNS):
+        stated = getattr(columns, name)
+        if stated in header:
+            places[name] = header.index(stated)
+        elif name not in OPTIONAL:
+            raise DataError(
+                f"{path} has no column {stated!r} (found {', '.join(header)}). "
+                f"Add it (it may be empty{' only where a row has no study' if name == 'study_path' else ''}), "
+                f"or name yours: columns.{name}=…"
+            )
+        elif stated != name:
+            raise DataError(f"{path} has no column {stated!r}, which columns.{name} names. Correct or leave it out.")
+    if not lines:
+        raise DataError(f"{path} has a header and no row.")
+    return [{name: line[place].strip() for name, place in places.items()} for line in lines]
+
+
+class _FieldError(Exception):
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(reason)
+        self.field = field
+
+
+def _number(values: Mapping[str, str], field: str, low: float, high: float) -> float | None:
+    text = values.get(field, "")
+    if not text or text.casefold() in ("nan", "na", "null", "none"):
+        return None
+    try:
+        number = float(text)
+    except ValueError:
+        raise _FieldError(field, f"{field} is not a number; expected {low:g} to {high:g}, or empty.") from None
+    if not low <= number <= high:
+        raise _FieldError(field, f"{field} is {number:g}; expected {low:g} to {high:g}, or empty.")
+    return number
+
+
+def _check_row(number: int, values: Mapping[str, str], key: str) -> CohortRow:
+    """One row with its fields checked. Raises _FieldError at the first bad one."""
+    if not values["patient_id"]:
+        raise _FieldError("patient_id", "patient_id is empty; splits by patient need it.")
+    for field in ("ecg_path", "study_path"):
+        if "pipe:" in values[field] or "\0" in values[field]:
+            raise _FieldError(field, f"{field} holds 'pipe:'; expected a local path.")
+    if not values["ecg_path"]:
+        raise _FieldError("ecg_path", "ecg_path is empty; every row needs an ECG.")
+    segments = tuple(_number(values, name, 0.0, 100.0) for name in SEGMENT_COLUMNS)
+    columns: dict[str, Any] = {field: _number(values, field, *_RANGES[field]) for field in _RANGES}
+    sex = values["sex"].upper()
+    if sex not in ("M", "F", ""):
+        raise _FieldError("sex", f"sex is {values['sex'][:10]!r}; expected M, F or empty.")
+    columns["sex"] = sex or None
+    for field in ("acute", "prior_revascularization"):
+        text = values.get(field, "").casefold()
+        if text and text not in _FLAGS:
+            raise _FieldError(field, f"{field} is {text[:10]!r}; expected 0, 1 or empty.")
+        columns[field] = _FLAGS[text] if text else None
+    for field in ("site", "device"):
+        text = values.get(field, "")
+        if len(text) > _LONGEST_TEXT or not text.isprintable():
+            raise _FieldError(field, f"{field} is {len(text)} characters or not printable; at most {_LONGEST_TEXT}.")
+        columns[field] = text or None
+    return CohortRow(number, key, values["ecg_path"], values["study_path"], segments, columns)
+
+
+def _given_splits(table: Sequence[Mapping[str, str]], path: Path) -> bool:
+    """Whether the table brings its own splits. Raises DataError where it does so for some rows only."""
+    given = [values.get("split", "") for values in table]
+    if not any(given):
+        return False
+    for number, split in enumerate(given, start=1):
+        if split not in SPLITS:
+            raise DataError(
+                f"{path}, row {number}: split is {split[:20]!r}; expected train, val or test in every row, "
+                "or an empty column to have patients split."
+            )
+    return True
+
+
+def _check_splits(rows: Sequence[CohortRow]) -> None:
+    """Raise DataError that names the rows of a patient who is in two splits."""
+    members: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        members[row.patient_key][row.split].append(row.row)
+    torn = [(key, splits) for key, splits in members.items() if len(splits) > 1]
+    if torn:
+        key, splits = torn[0]
+        where = " and ".join(
+            f"{split} (row {', '.join(map(str, numbers[:3]))}{', …' if len(numbers) > 3 else ''})"
+            for split, numbers in splits.items()
+        )
+        raise DataError(
+            f"{name_patient(key)} is in {where}; {len(torn)} such in all. A patient belongs to one split: "
+            "correct the column split, or empty it to have patients split."
+        )
+
+
+def _drawn_splits(patients: Mapping[str, list[CohortRow]], seed: int) -> dict[str, str]:
+    """Split by patient key: 70/10/20, alike within every stratum (pairs or not; severe, not severe, not reported).
+
+    `patients` comes in an order that does not depend on the table's; a split gets at least one patient where three are
+    there. Strata are laid end to end and each is cut at the rounded shares of the running total, so that every
+    stratum and the whole keep their shares within one patient.
+    """
+    strata: dict[tuple[bool, int], list[str]] = defaultdict(list)
+    for key, rows in patients.items():
+        severities = {row.severe for row in rows}
+        severe = 2 if True in severities else 1 if False in severities else 0
+        strata[any(row.study_path for row in rows), severe].append(key)
+    total = len(patients)
+    wanted = {split: max(1, round(SHARES[split] * total)) for split in ("val", "test")}
+    wanted["train"] = total - wanted["val"] - wanted["test"]
+    splits: dict[str, str] = {}
+    seen, given = 0, dict.fromkeys(SPLITS, 0)
+    for stratum in sorted(strata):
+        keys = strata[stratum]
+        order = generator(seed, "split", *map(int, stratum)).permutation(len(keys)).tolist()
+        seen += len(keys)
+        until_val = round(wanted["val"] * seen / total) - given["val"]
+        until_test = until_val + round(wanted["test"] * seen / total) - given["test"]
+        for position, number in enumerate(order):
+            split = "val" if position < until_val else "test" if position < until_test else "train"
+            splits[keys[number]] = split
+            given[split] += 1
+    return splits
+
+
+def _with_splits(rows: Sequence[CohortRow], splits: Sequence[str]) -> list[CohortRow]:
+    return [CohortRow(**{**vars(row), "split": split}) for row, split in zip(rows, splits, strict=True)]
+
+
+def read_cohort(path: Path, columns: ColumnsConfig, secret: bytes, seed: int) -> Cohort:
+    """The table's good rows with patient keys and splits, and the rejected ones.
+
+    A row with a bad field is rejected, and so is one that repeats the ECG and the study of an earlier row. Splits come
+    from the column where it is filled, and are then checked; else patients are drawn 70/10/20, stratified on severe
+    stenosis. Raises DataError for a table that cannot be used, a patient in two splits, or a split without a row.
+    """
+    table = _read_table(path, columns)
+    given = _given_splits(table, path)
+    rows: list[CohortRow] = []
+    rejects: list[Reject] = []
+    ids: dict[str, str] = {}
+    first: dict[tuple[str, str], int] = {}
+    for number, values in enumerate(table, start=1):
+        key = patient_key(secret, values["patient_id"]) if values["patient_id"] else ""
+        try:
+            row = _check_row(number, values, key)
+            recording = (row.ecg_path, row.study_path)
+            if recording in first:
+                raise _FieldError("ecg_path", f"duplicate of row {first[recording]} (same ecg_path and study_path).")
+        except _FieldError as error:
+            place = values["study_path"] if error.field == "study_path" else values["ecg_path"]
+            rejects.append(Reject(number, key, error.field, str(error), place))
+            continue
+        first[recording] = number
+        ids[values["patient_id"]] = key
+        rows.append(row)
+    if given:
+        rows = _with_splits(rows, [table[row.row - 1]["split"] for row in rows])
+        _check_splits(rows)
+    else:
+        by_key = defaultdict(list)
+        for row in rows:
+            by_key[row.patient_key].append(row)
+        # Sorted by identifier, not by key: another key file must not change who is tested.
+        drawn = _drawn_splits({ids[name]: by_key[ids[name]] for name in sorted(ids)}, seed)
+        rows = _with_splits(rows, [drawn[row.patient_key] for row in rows])
+    return Cohort(path.parent, rows, rejects, "column" if given else "drawn")
+
+
+def check_splits_filled(counts: Mapping[str, int], rejected: int) -> None:
+    """Raise DataError where a split has no row at all."""
+    empty = [split for split in SPLITS if not counts.get(split)]
+    if empty:
+        found = ", ".join(f"{split} {counts.get(split, 0)}" for split in SPLITS)
+        raise DataError(
+            f"the split {' and '.join(empty)} has no row ({found}; {rejected} rows rejected). "
+            "Use three patients or more and, where the table has a column split, all three of its values."
+        )
+
+
+def limit_rows(rows: Sequence[CohortRow], limit: int | None, seed: int) -> list[CohortRow]:
+    """About `limit` rows, drawn from each split in proportion (at least one of each), in table order."""
+    if limit is None or limit >= len(rows):
+        return list(rows)
+    chosen: list[CohortRow] = []
+    for split in SPLITS:
+        members = [row for row in rows if row.split == split]
+        count = min(len(members), max(1, round(limit * len(members) / len(rows))))
+        picked = generator(seed, "limit", split).permutation(len(members))[:count]
+        chosen += [members[int(number)] for number in np.sort(picked)]
+    return sorted(chosen, key=lambda row: row.row)

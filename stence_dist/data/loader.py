@@ -1,0 +1,256 @@
+"""From positions and row numbers to batches, in this process or in loader processes, bitwise alike."""
+
+import functools
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from multiprocessing import forkserver, resource_tracker
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+
+from stence_dist.batch import PairBatch, PairSample, collate
+from stence_dist.config.data import AugmentConfig
+from stence_dist.data.augment import augment_ecg, keep_branches, keep_views
+from stence_dist.data.order import check_global_batch, ordinals, rank_positions
+from stence_dist.data.sample import StoredSample
+from stence_dist.data.shards import SampleTable, ShardSet
+from stence_dist.ecg import EcgSpec, prepare_ecg, prepare_windows
+from stence_dist.errors import DataError, RefusedError, SpecMismatchError
+from stence_dist.seeds import generator
+
+PREFETCH = 2  # micro-batches that each worker holds ready
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+_Read = Callable[[Sequence[int]], list[PairSample]]
+
+
+class PairReader(Dataset[PairSample]):
+    """Selected rows of one split as training items (by position) or evaluation items (by row).
+
+    rows (k,) are row numbers of the split's table; training positions run over them in `order`'s permutations. Every
+    draw is a function of (seed, position, sample) alone. `augment=None` takes first windows and all views. `blocks`
+    and `drop_path` size the encoder's drop-path mask. `verify`: off | first_pass | always, CRC-32 of what is read;
+    first_pass checks training items of the first epoch and every evaluation item.
+    """
+
+    def __init__(
+        self,
+        shards: ShardSet,
+        split: str,
+        rows: NDArray[np.int64],
+        spec: EcgSpec,
+        *,
+        seed: int,
+        augment: AugmentConfig | None,
+        views: bool,
+        blocks: int = 0,
+        drop_path: float = 0.0,
+        verify: str = "first_pass",
+    ) -> None:
+        self.shards = shards
+        self.split = split
+        self.rows = rows
+        self.spec = spec
+        self.seed = seed
+        self.augment = augment
+        self.views = views
+        self.blocks = blocks
+        self.drop_path = drop_path
+        self.verify = verify
+
+    def __len__(self) -> int:
+        """Samples per epoch."""
+        return len(self.rows)
+
+    def __getitem__(self, position: int) -> PairSample:
+        return self.sample(position)
+
+    @property
+    def table(self) -> SampleTable:
+        """What the sidecars say about every row of the split."""
+        return self.shards.table(self.split)
+
+    def sample(self, position: int) -> PairSample:
+        """The training item at one position; ecg (L, T)."""
+        return self.training_samples([position])[0]
+
+    def training_samples(self, positions: Sequence[int]) -> list[PairSample]:
+        """The training items at `positions`."""
+        which = ordinals(np.asarray(positions, dtype=np.int64), len(self.rows), self.seed)
+        return [self._training_sample(p, int(row)) for p, row in zip(positions, self.rows[which], strict=True)]
+
+    def evaluation_samples(self, rows: Sequence[int]) -> list[PairSample]:
+        """The evaluation items of `rows` of the split's table; ecg (windows, L, T), nothing drawn, all views."""
+        return [self._evaluation_sample(row) for row in rows]
+
+    def _training_sample(self, position: int, row: int) -> PairSample:
+        first_pass = position < len(self.rows)
+        stored = self._read(row, verify=self.verify == "always" or (self.verify == "first_pass" and first_pass))
+        number = int(self.table.sample[row])
+        place, chosen = 0.0, np.arange(len(stored.views or []))
+        draws = generator(self.seed, "augment ecg", position, number)
+        if self.augment is not None and self.augment.random_crop:
+            place = float(draws.random())
+        ecg = self._prepare(stored, row, functools.partial(prepare_ecg, place=place))
+        if self.augment is not None:
+            ecg = augment_ecg(ecg, self.augment, self.spec.sampling_rate, draws)
+            if self.views:
+                chosen = keep_views(
+                    len(chosen), self.augment.drop_views, generator(self.seed, "augment views", position, number)
+                )
+        kept = keep_branches(self.blocks, self.drop_path, generator(self.seed, "drop path", position, number))
+        return self._assemble(row, stored, ecg, chosen, kept)
+
+    def _evaluation_sample(self, row: int) -> PairSample:
+        stored = self._read(row, verify=self.verify != "off")
+        ecg = self._prepare(stored, row, prepare_windows)
+        return self._assemble(row, stored, ecg, np.arange(len(stored.views or [])), np.ones(self.blocks, dtype=bool))
+
+    def _read(self, row: int, *, verify: bool) -> StoredSample:
+        stored = self.shards.read(self.split, row, views=self.views, verify=verify)
+        if self.views and not stored.views:
+            raise DataError(f"{self._where(row)} has no views. Choose rows that have a study.")
+        return stored
+
+    def _prepare(
+        self, stored: StoredSample, row: int, prepare: Callable[..., NDArray[np.float32]]
+    ) -> NDArray[np.float32]:
+        try:
+            return prepare(stored.signal(), leads=stored.leads, sampling_rate=stored.sampling_rate, spec=self.spec)
+        except SpecMismatchError as error:
+            raise SpecMismatchError(f"{self._where(row)}: {error}") from None
+
+    def _where(self, row: int) -> str:
+        return f"{self.split} row {row}, patient {self.table.patient_key[row]}"
+
+    def _assemble(
+        self,
+        row: int,
+        stored: StoredSample,
+        ecg: NDArray[np.float32],
+        chosen: NDArray[np.int64],
+        keep_path: NDArray[np.bool_],
+    ) -> PairSample:
+        views = stored.views
+        return PairSample(
+            ecg=ecg,
+            views=None if not self.views or views is None else np.stack([views[view] for view in chosen]),
+            angulation=stored.angulation[chosen] if self.views else np.empty((0, 2), dtype=np.float32),
+            segments=self.table.segments[row],
+            patient=int(self.table.patient[row]),
+            sample=int(self.table.sample[row]),
+            keep_path=keep_path,
+        )
+
+
+def training_batches(
+    reader: PairReader,
+    *,
+    start: int,
+    stop: int,
+    g: int,
+    accumulation: int,
+    rank: int,
+    world_size: int,
+    workers: int,
+) -> Iterator[list[PairBatch]]:
+    """For each step in start .. stop-1, this rank's `accumulation` micro-batches; ecg (B, L, T).
+
+    The same for any number of workers. Raises ConfigError where g exceeds the reader's rows, DataError for a sample
+    that cannot be read: training never skips one.
+    """
+    check_global_batch(g, len(reader))
+    micro = g // (accumulation * world_size)
+    positions = (
+        [int(position) for position in micro_batch]
+        for step in range(start, stop)
+        for micro_batch in rank_positions(
+            step, g=g, accumulation=accumulation, rank=rank, world_size=world_size, micro=micro
+        )
+    )
+    batches = _batches(reader.training_samples, positions, workers)
+    return ([next(batches) for _ in range(accumulation)] for _ in range(start, stop))
+
+
+def evaluation_batches(
+    reader: PairReader, rows: NDArray[np.int64], batch_size: int, workers: int
+) -> Iterator[PairBatch]:
+    """`rows` of the split's table in the order given, `batch_size` at a time; ecg (B, windows, L, T)."""
+    chunks = ([int(row) for row in rows[first : first + batch_size]] for first in range(0, len(rows), batch_size))
+    return _batches(reader.evaluation_samples, chunks, workers)
+
+
+class _Chunks(Dataset[PairBatch | RefusedError]):
+    """Maps a list of positions or rows to their batch.
+
+    An error that is the data's fault comes back as a value: torch would bury its message in a worker's traceback.
+    """
+
+    def __init__(self, read: _Read) -> None:
+        self.read = read
+
+    def __getitem__(self, numbers: Sequence[int]) -> PairBatch | RefusedError:
+        try:
+            return collate(self.read(numbers))
+        except RefusedError as error:
+            return error
+
+
+def _batches(read: _Read, chunks: Iterable[list[int]], workers: int) -> Iterator[PairBatch]:
+    loader = DataLoader(
+        _Chunks(read),
+        batch_size=None,
+        sampler=chunks,
+        collate_fn=_as_it_is,
+        num_workers=workers,
+        prefetch_factor=PREFETCH if workers else None,
+        multiprocessing_context=_worker_context() if workers else None,
+        worker_init_fn=_end_with_parent if workers else None,
+        pin_memory=torch.cuda.is_initialized(),  # type: ignore[no-untyped-call]
+        generator=torch.Generator(),  # of its own, so that loading leaves torch's global stream alone
+    )
+    for batch in loader:
+        if isinstance(batch, RefusedError):
+            raise batch
+        yield batch
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _worker_context() -> Any:
+    """A multiprocessing context whose workers are forked from a clean server, deaf to the signals that stop a run.
+
+    A plain fork is not safe once gloo has started threads. A signal sent to the whole process group is for the rank
+    alone, which still needs its batches until the step that it stops at; so the server starts with these signals
+    blocked, and its workers inherit that from their first moment.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["__main__", __name__])
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        resource_tracker.ensure_running()  # unblocks some of the signals when it starts, so it goes first
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return context
+
+
+def _end_with_parent(_worker: int) -> None:
+    """End this worker as soon as the process that it loads for is gone, however that ended."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()

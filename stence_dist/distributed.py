@@ -1,0 +1,277 @@
+"""Processes that work as one: the only importer of torch.distributed.
+
+Everything works without a process group, too: one rank, collectives that return their input.
+"""
+
+import contextlib
+import hashlib
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import Any, NoReturn
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch._C._distributed_c10d import HashStore
+
+from stence_dist.errors import ConfigError, RefusedError
+
+_SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
+
+
+class PeerLostError(RuntimeError):
+    """A collective failed because another rank is gone; that rank's own message says why."""
+
+
+def map_slurm(environment: Mapping[str, str]) -> dict[str, str]:
+    """RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT for ranks that `srun` started itself.
+
+    Empty where a launcher has set RANK or where this is no Slurm step with several tasks. The address is the
+    first node of SLURM_STEP_NODELIST, the port is derived from the job's number.
+    """
+    if "RANK" in environment or int(environment.get("SLURM_NTASKS", "1")) < 2 or "SLURM_PROCID" not in environment:
+        return {}
+    mapped = {name: environment[source] for name, source in _SLURM.items()}
+    nodes = environment.get("SLURM_STEP_NODELIST", environment.get("SLURM_NODELIST", "127.0.0.1"))
+    mapped["MASTER_ADDR"] = environment.get("MASTER_ADDR", _first_node(nodes))
+    port = 20000 + int(environment.get("SLURM_JOB_ID", "0")) % 20000
+    mapped["MASTER_PORT"] = environment.get("MASTER_PORT", str(port))
+    return mapped
+
+
+def _first_node(nodes: str) -> str:
+    """The first host of a Slurm node list, e.g. `gpu[03-05,9],x1` -> `gpu03`."""
+    head, bracket, rest = nodes.partition("[")
+    if not bracket or "," in head:
+        return nodes.split(",")[0]
+    return head + rest.split("]")[0].split(",")[0].split("-")[0]
+
+
+def launched() -> bool:
+    """True where a launcher (torchrun, deepspeed, srun) started this process as one of several ranks."""
+    return "RANK" in os.environ
+
+
+def start(timeout_s: float) -> torch.device:
+    """Join the process group that the environment describes and return this rank's device.
+
+    Plain `python` makes a group of one, without a port. Raises ConfigError where there are more ranks than GPUs on a
+    node that has GPUs.
+    """
+    os.environ.update(map_slurm(os.environ))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    device = torch.device("cpu")
+    if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu":
+        if local_rank >= torch.cuda.device_count():
+            raise ConfigError(
+                f"Local rank {local_rank} has no GPU: this node has {torch.cuda.device_count()}. Start at most that "
+                "many ranks per node, or set DS_ACCELERATOR=cpu."
+            )
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    timeout = timedelta(seconds=timeout_s)
+    if launched():
+        _end_with_parent()
+        dist.init_process_group(backend, timeout=timeout)
+    else:
+        os.environ.setdefault("LOCAL_RANK", "0")
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=timeout)
+    return device
+
+
+def _end_with_parent() -> None:
+    """End this rank when its launcher is gone: an orphan would hold the run folder and the GPU."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        sys.stderr.write(f"rank {rank()}: the launcher is gone, ending.\n")
+        sys.stderr.flush()
+        os._exit(1)
+
+    threading.Thread(target=watch, name="launcher-watch", daemon=True).start()
+
+
+def active() -> bool:
+    """True inside a process group."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    """This process's number, 0 without a group."""
+    return dist.get_rank() if active() else int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """W, 1 without a group."""
+    return dist.get_world_size() if active() else 1
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    if world_size() > 1:
+        with _peers():
+            dist.barrier()
+
+
+@contextlib.contextmanager
+def _peers() -> Any:
+    """Turn a collective's failure into PeerLostError, so that only the rank at fault explains itself."""
+    try:
+        yield
+    except (dist.DistError, RuntimeError) as error:
+        raise PeerLostError(f"rank {rank()} lost its peers: {str(error).splitlines()[0][:200]}") from error
+
+
+def all_reduce_sum(values: Tensor) -> Tensor:
+    """The element-wise sum over ranks (a new tensor, no gradient)."""
+    return _reduce(values, dist.ReduceOp.SUM)
+
+
+def all_reduce_max(values: Tensor) -> Tensor:
+    """The element-wise maximum over ranks (a new tensor, no gradient)."""
+    return _reduce(values, dist.ReduceOp.MAX)
+
+
+def all_reduce_min(values: Tensor) -> Tensor:
+    """The element-wise minimum over ranks (a new tensor, no gradient)."""
+    return _reduce(values, dist.ReduceOp.MIN)
+
+
+def _reduce(values: Tensor, operation: Any) -> Tensor:
+    reduced = values.detach().clone()
+    if world_size() > 1:
+        with _peers():
+            dist.all_reduce(reduced, op=operation)
+    return reduced
+
+
+def all_gather(rows: Tensor) -> Tensor:
+    """(B, ...) on each rank -> (W*B, ...) in rank order, no gradient. B must be equal on all ranks."""
+    if world_size() == 1:
+        return rows.detach().clone()
+    gathered = rows.new_empty((world_size() * rows.shape[0], *rows.shape[1:]))
+    with _peers():
+        dist.all_gather_into_tensor(gathered, rows.detach().contiguous())
+    return gathered
+
+
+class _GatherRows(torch.autograd.Function):
+    """All-gather whose backward is a reduce-scatter *sum*."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        return all_gather(rows)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        if world_size() == 1:
+            return gradient
+        local = gradient.new_empty((gradient.shape[0] // world_size(), *gradient.shape[1:]))
+        with _peers():
+            dist.reduce_scatter_tensor(local, gradient.contiguous())
+        return local
+
+
+def all_gather_with_gradient(rows: Tensor) -> Tensor:
+    """(B, E) on each rank -> (W*B, E) in rank order; the backward sums what every rank sends back.
+
+    With a loss that is the mean over the *local* rows, the mean over ranks of parameter gradients (what DeepSpeed
+    takes) then is exactly the gradient of one process.
+    """
+    gathered: Tensor = _GatherRows.apply(rows)  # type: ignore[no-untyped-call]
+    return gathered
+
+
+def broadcast_bytes(content: bytes, source: int = 0) -> bytes:
+    """`content` of rank `source`, on every rank. Bytes, never pickled objects."""
+    if world_size() == 1:
+        return content
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    with _peers():
+        size = torch.tensor([len(content)], dtype=torch.int64, device=device)
+        dist.broadcast(size, source)
+        data = torch.empty(int(size), dtype=torch.uint8, device=device)
+        if rank() == source and content:
+            data.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
+        dist.broadcast(data, source)
+    return data.cpu().numpy().tobytes()
+
+
+def all_gather_bytes(content: bytes) -> list[bytes]:
+    """What each rank passed, in rank order, on every rank. Lengths may differ; bytes, never pickled objects."""
+    if world_size() == 1:
+        return [content]
+    device = collective_device()
+    sizes: list[int] = all_gather(torch.tensor([len(content)], dtype=torch.int64, device=device)).tolist()
+    row = torch.zeros(1, max(*sizes, 1), dtype=torch.uint8)
+    if content:
+        row[0, : len(content)] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+    rows = all_gather(row.to(device)).cpu()
+    return [rows[index, :size].numpy().tobytes() for index, size in enumerate(sizes)]
+
+
+def agree(value: str, what: str) -> None:
+    """Raise RefusedError on every rank unless all ranks hold the same `value`, e.g. a config hash."""
+    digest = hashlib.sha256(value.encode()).digest()[:8]
+    number = torch.tensor([int.from_bytes(digest, "little") >> 1], dtype=torch.int64, device=collective_device())
+    if bool(all_reduce_min(number) != all_reduce_max(number)):
+        raise RefusedError(
+            f"The ranks do not agree on {what} (rank {rank()} has {value[:80]}). Start every rank with the same "
+            "command, code and files."
+        )
+
+
+def vote(success: bool) -> bool:
+    """True where every rank votes True."""
+    flag = torch.tensor([int(success)], dtype=torch.int32, device=collective_device())
+    return bool(all_reduce_min(flag))
+
+
+def refuse_together(check: Callable[[], None]) -> None:
+    """Run `check` on rank 0; where it raises RefusedError, every rank raises it and rank 0 alone reports it."""
+    refusal = b""
+    error: RefusedError | None = None
+    if rank() == 0:
+        try:
+            check()
+        except RefusedError as raised:
+            error, refusal = raised, str(raised).encode()
+    message = broadcast_bytes(refusal)
+    if error is not None:
+        raise error
+    if message:
+        repeated = RefusedError(message.decode())
+        repeated.quiet = True
+        raise repeated
+
+
+def any_rank(flag: bool) -> bool:
+    """True where any rank's flag is set."""
+    value = torch.tensor([int(flag)], dtype=torch.int32, device=collective_device())
+    return bool(all_reduce_max(value))
+
+
+def collective_device() -> torch.device:
+    """Where small tensors must live to be reduced."""
+    return torch.device("cuda") if active() and dist.get_backend() == "nccl" else torch.device("cpu")
+
+
+def finish(code: int) -> NoReturn:
+    """End this rank now with `code`, all output flushed.
+
+    gloo's threads sometimes abort an interpreter that falls off its end after correct results, so ranks leave by
+    `os._exit`; a rank that succeeded waits for its peers first.
+    """
+    if code == 0:
+        with contextlib.suppress(PeerLostError):
+            barrier()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,0 +1,146 @@
+"""ECG files to features: what a trained tower makes of recordings that never were in a shard set."""
+
+import csv
+import io
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from stence_dist import files
+from stence_dist.config.embed import EmbedConfig
+from stence_dist.data.readers import read_ecg
+from stence_dist.ecg import EcgSpec, prepare_windows
+from stence_dist.errors import DataError, RefusedError
+from stence_dist.models.ecg_tower import EcgTower, embed_windows, load_ecg_tower
+
+logger = logging.getLogger("stence_dist")
+
+# What a folder is searched for. A WFDB record is found by its header.
+SUFFIXES = (".hea", ".npy", ".npz", ".dcm")
+
+Windows = NDArray[np.float32]
+
+
+def embed(config: EmbedConfig) -> None:
+    """Write config.out: features (n, D), embeddings (n, E) unit norm where there is a projector, record (n,) text.
+
+    A recording of a folder that cannot be read is logged and listed in `OUT.rejects.csv`, and the others go on; a
+    single recording that cannot be read raises DataError, and so does a folder without any that can.
+    """
+    tower = load_ecg_tower(config.weights)
+    tower.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    source = Path(config.ecg)
+    rejects: list[tuple[str, str]] = []
+    if config.prepared:
+        total, recordings = prepared_windows(source, tower.spec)
+    elif source.is_dir():
+        found = sorted(path for path in source.rglob("*") if path.suffix in SUFFIXES and path.is_file())
+        if not found:
+            raise DataError(f"{source} holds no ECG (searched for {', '.join(SUFFIXES)}). Give a file, or its folder.")
+        total, recordings = len(found), folder_windows(source, found, tower.spec, config.wfdb_scale, rejects)
+    else:
+        total, recordings = 1, single_windows(source, tower.spec, config.wfdb_scale)
+
+    arrays = embed_recordings(tower, tqdm(recordings, total=total, desc="embed", disable=None), config.batch_size)
+    if rejects:
+        write_rejects(Path(f"{config.out}.rejects.csv"), rejects)
+    if not arrays:
+        raise DataError(f"None of the {total} recordings in {source} could be read; see {config.out}.rejects.csv.")
+    with files.replacing(config.out) as temporary, open(temporary, "wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+    logger.info("%s: %d recordings, %d rejected", config.out, len(arrays["record"]), len(rejects))
+
+
+def embed_recordings(
+    tower: EcgTower, recordings: Iterator[tuple[str, Windows]], batch_size: int
+) -> dict[str, NDArray[np.generic]]:
+    """`features`, `embeddings` and `record` of (name, windows (windows, L, T)); empty where there is no recording."""
+    device = next(tower.parameters()).device
+    names: list[str] = []
+    parts: dict[str, list[NDArray[np.float32]]] = {"features": [], "embeddings": []}
+    for batch in _batches(recordings, batch_size):
+        names += [name for name, _ in batch]
+        with torch.inference_mode():
+            ecg = torch.from_numpy(np.stack([windows for _, windows in batch])).to(device)
+            features, projected = embed_windows(tower, ecg)
+        parts["features"].append(features.cpu().numpy())
+        if projected is not None:
+            parts["embeddings"].append(torch.nn.functional.normalize(projected, dim=1).cpu().numpy())
+    arrays: dict[str, NDArray[np.generic]] = {name: np.concatenate(values) for name, values in parts.items() if values}
+    return arrays | {"record": np.array(names)} if names else {}
+
+
+def _batches(recordings: Iterator[tuple[str, Windows]], size: int) -> Iterator[list[tuple[str, Windows]]]:
+    batch: list[tuple[str, Windows]] = []
+    for recording in recordings:
+        batch.append(recording)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def read_windows(path: Path, spec: EcgSpec, wfdb_scale: str) -> Windows:
+    """Prepared windows (windows, L, T) of one file."""
+    record = read_ecg(path, wfdb_scale=wfdb_scale)
+    return prepare_windows(record.signal(), leads=record.leads, sampling_rate=record.sampling_rate, spec=spec)
+
+
+def single_windows(path: Path, spec: EcgSpec, wfdb_scale: str) -> Iterator[tuple[str, Windows]]:
+    """The one recording of a file. Raises DataError that names the file as it was typed."""
+    try:
+        yield path.name, read_windows(path, spec, wfdb_scale)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+
+
+def folder_windows(
+    folder: Path, paths: list[Path], spec: EcgSpec, wfdb_scale: str, rejects: list[tuple[str, str]]
+) -> Iterator[tuple[str, Windows]]:
+    """Every recording that can be read, named by its path below the folder; the others go to `rejects`."""
+    for path in paths:
+        name = path.relative_to(folder)
+        record = str(name.with_suffix("") if path.suffix == ".hea" else name)
+        try:
+            yield record, read_windows(path, spec, wfdb_scale)
+        except RefusedError as error:
+            rejects.append((record, str(error)))
+            logger.warning("recording %d of %d left out: %s", paths.index(path) + 1, len(paths), error)
+
+
+def prepared_windows(path: Path, spec: EcgSpec) -> tuple[int, Iterator[tuple[str, Windows]]]:
+    """Number and rows of an array (n, L, T) that is prepared already; row numbers are the names."""
+    try:
+        loaded = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist. Give a .npy or .npz file.") from None
+    except (ValueError, OSError) as error:
+        raise DataError(f"{path} is no .npy or .npz array ({error}).") from None
+    if isinstance(loaded, np.lib.npyio.NpzFile):
+        if len(loaded.files) != 1:
+            raise DataError(f"{path} holds the arrays {', '.join(loaded.files)}; prepared=true takes a file with one.")
+        loaded = loaded[loaded.files[0]]
+    expected = (len(spec.leads), spec.samples)
+    if loaded.ndim != 3 or loaded.shape[1:] != expected or loaded.dtype.kind != "f":
+        raise DataError(
+            f"{path} holds {loaded.dtype} {loaded.shape}; prepared=true needs floats (n, {expected[0]}, {expected[1]}): "
+            f"{spec.seconds:g} s at {spec.sampling_rate:g} Hz, leads {' '.join(spec.leads)}."
+        )
+    if not np.isfinite(loaded).all():
+        raise DataError(f"{path} holds NaN or infinite values; a prepared ECG has none.")
+    return len(loaded), ((str(row), np.asarray(loaded[row], dtype=np.float32)[None]) for row in range(len(loaded)))
+
+
+def write_rejects(path: Path, rejects: list[tuple[str, str]]) -> None:
+    """One line per recording that was left out. Readable by the owner only: a file's name may name a patient."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["record", "reason"])
+    writer.writerows(rejects)
+    files.write_text(path, text.getvalue(), mode=0o600)

@@ -1,0 +1,1 @@
+"""How good an ECG model is: statistics, probes and kNN on features, retrieval, label efficiency, report."""

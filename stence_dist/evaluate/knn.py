@@ -1,0 +1,50 @@
+"""Nearest neighbors on frozen features: a measure of a representation that trains nothing."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stence_dist.evaluate.statistics import auroc
+
+NEIGHBORS = 5
+_BLOCK = 20_000_000  # similarities held at once
+
+
+def knn_scores(
+    reference: NDArray[np.float32], labels: NDArray[np.float32], queries: NDArray[np.float32], *, k: int = NEIGHBORS
+) -> NDArray[np.float64]:
+    """Share (n,) of positives among the k nearest reference rows by cosine.
+
+    reference (m, D) with labels (m,) 0/1, queries (n, D); both standardized by the reference's mean and deviation.
+    """
+    center, scale = reference.mean(axis=0), reference.std(axis=0)
+    scale = np.where(scale > 0, scale, 1)
+    known, asked = (_unit((rows - center) / scale) for rows in (reference, queries))
+    k = min(k, len(reference))
+    step = max(1, _BLOCK // max(1, len(reference)))
+    scores = [
+        labels[np.argpartition(-(asked[start : start + step] @ known.T), k - 1, axis=1)[:, :k]].mean(axis=1)
+        for start in range(0, len(asked), step)
+    ]
+    return np.asarray(np.concatenate(scores), dtype=np.float64)
+
+
+def knn_auroc(
+    reference: NDArray[np.float32],
+    reference_labels: NDArray[np.float32],
+    queries: NDArray[np.float32],
+    query_labels: NDArray[np.float32],
+    *,
+    k: int = NEIGHBORS,
+) -> float:
+    """AUROC of `knn_scores` over rows whose label is known (not NaN); NaN where no reference or one class is left."""
+    known, asked = ~np.isnan(reference_labels), ~np.isnan(query_labels)
+    if not known.any() or not asked.any():
+        return float("nan")
+    scores = knn_scores(reference[known], reference_labels[known], queries[asked], k=k)
+    value = auroc(query_labels[asked], scores)
+    return float("nan") if value is None else value
+
+
+def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    norm = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.asarray(rows / np.where(norm > 0, norm, 1), dtype=np.float32)

@@ -1,0 +1,44 @@
+"""The residual block that the ECG encoder and the image tower's CNN are made of."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """GroupNorm with the most groups, up to 8, that divide `channels`. It knows no other sample, so no other rank."""
+    return nn.GroupNorm(math.gcd(channels, 8), channels)
+
+
+def channels_last(images: Tensor) -> Tensor:
+    """The same values (N, C, H, W) with channels innermost in memory.
+
+    oneDNN then needs no reordering around each convolution. Only activations: DeepSpeed refuses parameters that are
+    not contiguous. A one-channel input counts as both layouts, so call this after the first convolution, too.
+    """
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+class ResidualBlock(nn.Module):
+    """Pre-activation block (He et al. 2016, arXiv 1603.05027): norm, ReLU, convolution, twice, plus the shortcut."""
+
+    def __init__(self, channels_in: int, channels_out: int, kernel: tuple[int, int], stride: tuple[int, int]) -> None:
+        super().__init__()
+        padding = (kernel[0] // 2, kernel[1] // 2)
+        self.norm1 = group_norm(channels_in)
+        self.conv1 = nn.Conv2d(channels_in, channels_out, kernel, stride, padding)
+        self.norm2 = group_norm(channels_out)
+        self.conv2 = nn.Conv2d(channels_out, channels_out, kernel, padding=padding)
+        same = channels_in == channels_out and stride == (1, 1)
+        self.shortcut = None if same else nn.Conv2d(channels_in, channels_out, 1, stride)
+
+    def forward(self, values: Tensor, keep: Tensor | None = None) -> Tensor:
+        """(N, C', H', W') from (N, C, H, W). keep (N,) scales the branch of each sample: 0 skips it."""
+        active = nn.functional.relu(self.norm1(values), inplace=True)
+        shortcut = values if self.shortcut is None else self.shortcut(active)
+        branch = self.conv1(active)
+        branch = self.conv2(nn.functional.relu(self.norm2(branch), inplace=True))
+        if keep is not None:
+            branch = branch * keep[:, None, None, None].to(branch.dtype)
+        return shortcut + branch  # type: ignore[no-any-return]

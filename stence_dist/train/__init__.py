@@ -1,0 +1,1 @@
+"""The programs: pretraining, supervised training on labels, and the comparison of both."""

@@ -1,0 +1,231 @@
+"""Teach an ECG tower from labels and measure it on the untouched test split. One process, plain torch."""
+
+import csv
+import io
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from stence_dist import files
+from stence_dist.config.finetune import FinetuneConfig
+from stence_dist.config.load import to_dict, to_yaml
+from stence_dist.data.shards import ShardSet
+from stence_dist.evaluate.probe import fit_probe
+from stence_dist.evaluate.statistics import choose_threshold, measure, measure_difference, patient_counts
+from stence_dist.models.ecg_tower import EcgTower, build_ecg_tower, load_ecg_tower
+from stence_dist.train.labelled import LabelledRows, age_sex_probabilities, labelled_rows
+from stence_dist.train.run_folder import check_same_run, write_status
+from stence_dist.train.supervised import (
+    EcgClassifier,
+    classifier_scorer,
+    feature_scorer,
+    score_rows,
+    train_classifier,
+    training_reader,
+    updates_for,
+)
+
+logger = logging.getLogger("stence_dist")
+
+Floats = NDArray[np.float64]
+PREDICTION_COLUMNS = ("patient_key", "sample", "split", "target", "label", "probability")
+
+
+def finetune(config: FinetuneConfig) -> None:
+    """Write metrics.json and predictions.csv into config.run_dir; says so and returns where they are there already.
+
+    Raises DataError where labels, weights or shards cannot be used, ConfigError where the folder holds another run.
+    """
+    shards = ShardSet.open(config.data.shards)
+    folder = Path(config.run_dir)
+    identity = result_identity(config, shards, {"weights": config.weights})
+    files.FolderLock(folder, "finetune").acquire()
+    if check_same_run(folder, identity) == "finished":
+        logger.info("%s is finished already; nothing to do.", folder)
+        return
+
+    # Everything that can be refused is refused before any work.
+    pool = labelled_rows(shards, "train", config.task.target, config.targets, config.rows)
+    fit = pool.draw(config.labels, config.label_seed).require_both_classes()
+    val = labelled_rows(shards, "val", config.task.target, config.targets, config.rows).require_both_classes()
+    test = labelled_rows(shards, "test", config.task.target, config.targets, "all")
+    tower = starting_tower(config)
+    files.write_text(folder / "config.yaml", to_yaml(config))
+    files.write_json(folder / "data.json", {"identity": identity, "shards": str(shards.folder)})
+    write_status(folder, "running", 0, "")
+    logger.info("%s on %d labelled ECGs of %d patients", config.mode, len(fit.rows), fit.counts()["patients"])
+
+    learn = probe_probabilities if config.mode == "probe" else network_probabilities
+    probabilities = learn(tower, shards, config, fit, [val, test])
+    metrics = {
+        "mode": config.mode,
+        "target": config.task.target,
+        "labels": config.labels,
+        "label_seed": config.label_seed,
+        "rows": pool.kind,
+        "interval": {"level": config.level, "draws": config.bootstrap, "unit": "patient"},
+        "counts": {"train": fit.counts(), "val": val.counts(), "test": test.counts(), "pool": pool.counts()},
+        **measure_on_test(config, fit, val, test, probabilities),
+        "note": "Research use only. The threshold was chosen on validation; everything under test is on test rows.",
+    }
+    files.write_text(folder / "predictions.csv", predictions_csv(zip([val, test], probabilities, strict=True)))
+    files.write_json(folder / "metrics.json", metrics)
+    write_status(folder, "finished", 0, "")
+    found, baseline = metrics["test"], metrics["age_sex"]
+    logger.info("test AUROC %s; age and sex alone %s", _with_interval(found), _with_interval(baseline))
+    logger.info("%s", folder / "metrics.json")
+
+
+def result_identity(config: Any, shards: ShardSet, weights: Mapping[str, str | None]) -> dict[str, Any]:
+    """What decides a result: the config without paths and processes, the shards, and the bytes of the weights."""
+    values = to_dict(config)
+    values["data"] = {}
+    for name in ("run_dir", "workers", "batch_size"):
+        values.pop(name, None)
+    digests = {
+        name: files.sha256_file(path) if path and Path(path).is_file() else path for name, path in weights.items()
+    }
+    return {**values, **digests, "fingerprint": shards.fingerprint}
+
+
+def starting_tower(config: FinetuneConfig) -> EcgTower:
+    """The tower that learning starts from: the weights', or for scratch a fresh one of the same encoder."""
+    if config.mode != "scratch":
+        return load_ecg_tower(str(config.weights))
+    encoder = load_ecg_tower(config.weights).config if config.weights else config.ecg_encoder
+    return build_ecg_tower(encoder, None, config.seed)
+
+
+def probe_probabilities(
+    tower: EcgTower, shards: ShardSet, config: FinetuneConfig, fit: LabelledRows, asked: Sequence[LabelledRows]
+) -> list[Floats]:
+    """Probabilities (n,) for each of `asked` of a logistic regression on the frozen tower's features."""
+    device = compute_device()
+    scorers = {"probe": feature_scorer(tower.to(device).eval())}
+    features = [
+        score_rows(
+            shards,
+            part.split,
+            part.rows,
+            tower.spec,
+            scorers,
+            batch_size=config.batch_size,
+            workers=config.data.workers,
+            verify=config.data.verify,
+            device=device,
+        )["probe"]
+        for part in (fit, *asked)
+    ]
+    probe = fit_probe(features[0], fit.labels, fit.patient, seed=config.seed)
+    return [probe.predict(values) for values in features[1:]]
+
+
+def network_probabilities(
+    tower: EcgTower, shards: ShardSet, config: FinetuneConfig, fit: LabelledRows, asked: Sequence[LabelledRows]
+) -> list[Floats]:
+    """Probabilities (n,) for each of `asked` of the whole network, trained on `fit`; logits averaged over windows."""
+    device = compute_device()
+    classifier = EcgClassifier(tower.encoder).to(device)
+    reader = training_reader(shards, fit.rows, tower, config.supervised, seed=config.seed, verify=config.data.verify)
+    total = config.supervised.steps or updates_for(len(fit.rows))
+    with tqdm(total=total, desc=config.mode, disable=None) as bar:
+
+        def show(done: int, loss: float) -> None:
+            bar.update()
+            bar.set_postfix(loss=f"{loss:.3f}")
+            if bar.disable and done % 50 == 0:
+                logger.info("%s: update %d of %d, loss %.3f", config.mode, done, total, loss)
+
+        labels = dict(zip(fit.sample.tolist(), fit.labels.tolist(), strict=True))
+        train_classifier(classifier, reader, labels, config.supervised, workers=config.data.workers, on_update=show)
+    scorers = {"network": classifier_scorer(classifier)}
+    return [
+        sigmoid(
+            score_rows(
+                shards,
+                part.split,
+                part.rows,
+                tower.spec,
+                scorers,
+                batch_size=config.batch_size,
+                workers=config.data.workers,
+                verify=config.data.verify,
+                device=device,
+            )["network"][:, 0]
+        )
+        for part in asked
+    ]
+
+
+def measure_on_test(
+    config: FinetuneConfig,
+    fit: LabelledRows,
+    val: LabelledRows,
+    test: LabelledRows,
+    probabilities: Sequence[Floats],
+) -> dict[str, Any]:
+    """`threshold` (from validation), `test`, `val`, the `age_sex` baseline, and `difference_to_age_sex`."""
+    on_val, on_test = probabilities
+    threshold = choose_threshold(val.labels, on_val)
+    counts = patient_counts(test.patient, config.bootstrap, config.seed)
+    baseline = {part.split: age_sex_probabilities(fit, part, seed=config.seed) for part in (val, test)}
+    return {
+        "threshold": threshold,
+        "test": {
+            "prevalence": float(test.labels.mean()),
+            **measure(test.labels, on_test, counts, threshold=threshold, level=config.level),
+        },
+        "val": {
+            "prevalence": float(val.labels.mean()),
+            **measure(
+                val.labels,
+                on_val,
+                patient_counts(val.patient, config.bootstrap, config.seed),
+                threshold=None,
+                level=config.level,
+            ),
+        },
+        "age_sex": measure(
+            test.labels,
+            baseline["test"],
+            counts,
+            threshold=choose_threshold(val.labels, baseline["val"]),
+            level=config.level,
+        ),
+        "difference_to_age_sex": measure_difference(test.labels, on_test, baseline["test"], counts, level=config.level),
+    }
+
+
+def predictions_csv(parts: Iterable[tuple[LabelledRows, Floats]]) -> str:
+    """One line of PREDICTION_COLUMNS per row of each (LabelledRows, probabilities)."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(PREDICTION_COLUMNS)
+    for part, probabilities in parts:
+        keys = part.table.patient_key[part.rows]
+        for key, sample, truth, probability in zip(keys, part.sample, part.labels, probabilities, strict=True):
+            writer.writerow([key, int(sample), part.split, part.target, int(truth), repr(float(probability))])
+    return text.getvalue()
+
+
+def compute_device() -> torch.device:
+    """The first GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def sigmoid(logits: NDArray[np.float32]) -> Floats:
+    """Probabilities of logits."""
+    return np.asarray(1 / (1 + np.exp(-np.clip(logits.astype(np.float64), -700, 700))))
+
+
+def _with_interval(values: Mapping[str, float | None]) -> str:
+    value, low, high = (values[f"auroc{end}"] for end in ("", "_low", "_high"))
+    if value is None or low is None or high is None:
+        return "undefined (one class)"
+    return f"{value:.3f} [{low:.3f}, {high:.3f}]"

@@ -1,0 +1,94 @@
+"""Which rows of a shard set carry a label, and the baseline that needs nothing but age and sex."""
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stence_dist.config.targets import TargetsConfig
+from stence_dist.data.shards import SampleTable, ShardSet
+from stence_dist.errors import DataError
+from stence_dist.evaluate.label_efficiency import draw_labels, patients_for
+from stence_dist.evaluate.probe import demographics, fit_probe
+from stence_dist.targets import label
+
+
+@dataclass(frozen=True)
+class LabelledRows:
+    """Rows of one split whose target is known."""
+
+    split: str
+    target: str
+    kind: str  # ecg_only | paired | all
+    table: SampleTable
+    rows: NDArray[np.int64]  # (n,) rows of the table
+    labels: NDArray[np.float32]  # (n,) 0 or 1
+
+    @property
+    def patient(self) -> NDArray[np.int64]:
+        """(n,) patient of each row."""
+        return self.table.patient[self.rows]
+
+    @property
+    def sample(self) -> NDArray[np.int64]:
+        """(n,) sample number of each row."""
+        return self.table.sample[self.rows]
+
+    def take(self, chosen: NDArray[np.int64]) -> "LabelledRows":
+        """The rows at places `chosen` (k,)."""
+        return dataclasses.replace(self, rows=self.rows[chosen], labels=self.labels[chosen])
+
+    def draw(self, labels: str, seed: int) -> "LabelledRows":
+        """The rows of `labels` = all | N | P% patients; see `draw_labels`. Raises ConfigError for too many."""
+        count = patients_for(labels, len(np.unique(self.patient)))
+        return self.take(draw_labels(self.labels, self.patient, count, seed))
+
+    def counts(self) -> dict[str, int]:
+        """Rows, patients and positive rows."""
+        return {
+            "rows": len(self.rows),
+            "patients": len(np.unique(self.patient)),
+            "positive": int((self.labels == 1).sum()),
+        }
+
+    def require_both_classes(self) -> "LabelledRows":
+        """Self. Raises DataError where every label is the same."""
+        positive = int((self.labels == 1).sum())
+        if 0 < positive < len(self.labels):
+            return self
+        found = "positive" if positive else "negative"
+        raise DataError(
+            f"All {len(self.labels)} labelled {self.split} rows (rows={self.kind}) are {found} for "
+            f"task.target={self.target}; both classes are needed. If unreported segments mean 'normal' in this cohort, "
+            "set targets.unreported=normal; else use more labels, other rows=, another task.target or threshold."
+        )
+
+
+def labelled_rows(shards: ShardSet, split: str, target: str, targets: TargetsConfig, rows: str) -> LabelledRows:
+    """The labelled rows of a split, of one kind: rows = auto (ecg_only where there are any) | ecg_only | paired | all.
+
+    Raises DataError where there is none.
+    """
+    table = shards.table(split)
+    labels = label(table.segments, target, targets, table.has_study)
+    known = ~np.isnan(labels)
+    if rows == "auto":
+        rows = "ecg_only" if (known & ~table.has_study).any() else "paired"
+    of_kind = {"ecg_only": ~table.has_study, "paired": table.has_study, "all": np.ones(len(known), dtype=bool)}[rows]
+    chosen = np.flatnonzero(known & of_kind)
+    if len(chosen) == 0:
+        raise DataError(
+            f"{shards.folder}: none of the {int(of_kind.sum())} {split} rows (rows={rows}) has a known label for "
+            f"task.target={target}. Check seg_1 … seg_16 of the cohort, rows=, or targets.unreported=normal."
+        )
+    return LabelledRows(split, target, rows, table, chosen, labels[chosen])
+
+
+def age_sex_probabilities(fit: LabelledRows, asked: LabelledRows, *, seed: int) -> NDArray[np.float64]:
+    """Probabilities (n,) for `asked` of a logistic regression on age and sex, fitted on the rows of `fit`."""
+    age = np.concatenate([part.table.age[part.rows] for part in (fit, asked)])
+    sex = np.concatenate([part.table.sex[part.rows] for part in (fit, asked)])
+    features = demographics(age, sex, np.arange(len(fit.rows)))
+    probe = fit_probe(features[: len(fit.rows)], fit.labels, fit.patient, seed=seed)
+    return probe.predict(features[len(fit.rows) :])

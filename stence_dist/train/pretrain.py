@@ -1,0 +1,353 @@
+"""Contrastive pretraining: one run from a config to an ECG tower, resumable at any step."""
+
+import dataclasses
+import logging
+import math
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from stence_dist import checkpoint, distributed, files, seeds
+from stence_dist.config.pretrain import PretrainConfig
+from stence_dist.data.loader import PairReader, training_batches
+from stence_dist.data.order import batch_hash, global_batch
+from stence_dist.data.shards import SampleTable, ShardSet
+from stence_dist.engine import build, full_state, resolve_precision, train_step
+from stence_dist.errors import DataError, StoppedError
+from stence_dist.models.ecg_tower import save_ecg_tower
+from stence_dist.models.pair_model import build_pair_model
+from stence_dist.targets import STENOSIS_PARTS, STENOSIS_TARGETS, stenosis_labels
+from stence_dist.train.run_folder import RunFolder, check_same_run, identity, write_status
+from stence_dist.train.validate import Validation
+
+logger = logging.getLogger("stence_dist")
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a run will do, known before any model is built. Equal on all ranks."""
+
+    config: PretrainConfig
+    shards: ShardSet
+    table: SampleTable
+    rows: NDArray[np.int64]  # (N,) rows of the training table that are pairs
+    labels: NDArray[np.float32]  # (N, 11), NaN = unknown or target not used
+    used_targets: NDArray[np.bool_]  # (11,) False where a target has one class only
+    total_steps: int
+    identity: dict[str, Any]
+
+    @property
+    def config_hash(self) -> str:
+        """Hash of everything that decides what the run computes."""
+        return files.sha256_json(self.identity)
+
+    def batch(self, step: int) -> tuple[str, tuple[int, int, int]]:
+        """(batch_hash, known labels in each part of the stenosis loss) of the global batch of `step`."""
+        _, ordinals = global_batch(step, self.config.engine.global_batch_size, len(self.rows), self.config.seed)
+        known = [int(np.count_nonzero(~np.isnan(self.labels[ordinals, part]))) for part in STENOSIS_PARTS]
+        return batch_hash(self.table.sample[self.rows[ordinals]]), (known[0], known[1], known[2])
+
+
+def plan(config: PretrainConfig, device: torch.device) -> Plan:
+    """Read the index, check that the run is possible, and fix its length. Raises RefusedError where it is not."""
+    config = dataclasses.replace(
+        config, engine=dataclasses.replace(config.engine, precision=resolve_precision(config.engine, device))
+    )
+    config.engine.micro_batch(distributed.world_size())
+    shards = ShardSet.open(config.data.shards)
+    table = shards.table("train")
+    rows = np.flatnonzero(table.has_study)
+    for split, count in (("train", len(rows)), ("val", int(shards.table("val").has_study.sum()))):
+        if count < 2:
+            raise DataError(f"data.shards={config.data.shards}: {count} pairs in {split}; pretraining needs 2 or more.")
+    pairs_per_step = config.engine.global_batch_size
+    total = config.steps if config.steps is not None else math.ceil(config.epochs * len(rows) / pairs_per_step)
+    global_batch(0, pairs_per_step, len(rows), config.seed)  # refuses G > N
+    labels = stenosis_labels(table.segments[rows], config.targets, table.has_study[rows])
+    used = _used_targets(labels, config)
+    return Plan(
+        config=config,
+        shards=shards,
+        table=table,
+        rows=rows,
+        labels=np.where(used, labels, np.nan).astype(np.float32),
+        used_targets=used,
+        total_steps=total,
+        identity=identity(config, total_steps=total, fingerprint=shards.fingerprint),
+    )
+
+
+def _used_targets(labels: NDArray[np.float32], config: PretrainConfig) -> NDArray[np.bool_]:
+    """(11,) targets with both classes. A one-class patient target is an error, another one leaves the loss."""
+    used = np.array([bool((column == 0).any() and (column == 1).any()) for column in labels.T])
+    if config.loss.stenosis_weight == 0:
+        return used
+    if not used[0]:
+        present = "positive" if (labels[:, 0] == 1).any() else "negative" if (labels[:, 0] == 0).any() else "unknown"
+        raise DataError(
+            f"Every training pair is {present} for the target patient, so the stenosis loss cannot learn it. Where "
+            "unreported segments are normal set targets.unreported=normal; otherwise lower targets.threshold or set "
+            "loss.stenosis_weight=0."
+        )
+    left_out = [name for name, use in zip(STENOSIS_TARGETS, used, strict=True) if not use]
+    if left_out and distributed.rank() == 0:
+        logger.warning("One class only in training, left out of the stenosis loss: %s", ", ".join(left_out))
+    return used
+
+
+class StopRequest:
+    """Set by SIGTERM, SIGUSR1, or a file STOP in the run folder; ranks agree on it once per step."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / "STOP"
+        self._signal: str | None = None
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._remember)
+
+    def _remember(self, number: int, _frame: object) -> None:
+        self._signal = signal.Signals(number).name
+
+    def agreed(self) -> str | None:
+        """Why to stop, or None. Collective: all ranks get an answer at the same step."""
+        here = self._signal or (str(self.file) if distributed.rank() == 0 and self.file.exists() else None)
+        return (here or "a signal to another rank") if distributed.any_rank(here is not None) else None
+
+
+def pretrain(config: PretrainConfig) -> None:
+    """Run, or resume, one pretraining. Raises StoppedError when stopped on request, RefusedError before any work."""
+    device = distributed.start(config.engine.timeout_s)
+    _set_threads()
+    folder = Path(config.run_dir)
+    lock = files.FolderLock(folder, "pretrain")
+    finished = False
+    step = 0
+
+    def check() -> None:
+        nonlocal finished
+        prepared = plan(config, device)
+        lock.acquire()
+        finished = check_same_run(folder, prepared.identity) == "finished"
+
+    distributed.refuse_together(check)
+    if distributed.any_rank(finished):
+        logger.info("%s is finished already; nothing to do.", folder)
+        return
+    prepared = plan(config, device)
+    distributed.agree(prepared.config_hash, "the config and the shards")
+    try:
+        run = _Run(prepared, device, folder)
+        step = run.start()
+        for step in range(step, prepared.total_steps):  # noqa: B020  (resumes where the checkpoint ends)
+            run.step(step)
+        run.finish()
+    except StoppedError:
+        raise
+    except distributed.PeerLostError:
+        raise
+    except Exception as error:
+        write_status(folder, "failed", step, f"rank {distributed.rank()}: {type(error).__name__}: {error}")
+        raise
+
+
+def _set_threads() -> None:
+    """Share the cores among the ranks of this node, unless OMP_NUM_THREADS says otherwise."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", str(distributed.world_size()))))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // max(1, local)))
+
+
+class _Run:
+    """The moving parts of one run, so that the loop above reads in order."""
+
+    def __init__(self, prepared: Plan, device: torch.device, folder: Path) -> None:
+        self.plan, self.device, self.path = prepared, device, folder
+        self.config = prepared.config
+        self.files = RunFolder(folder, writes=distributed.rank() == 0)
+        self.stop = StopRequest(folder)
+        self.best: checkpoint.Best | None = None
+        self.validation = Validation(prepared.shards, self.config, prepared.rows)
+        self.waited_s, self.logged_at, self.logged_step = 0.0, time.perf_counter(), 0
+
+    def start(self) -> int:
+        """Build engine and loader, load the newest checkpoint, return the step to go on from."""
+        config, dataset = self.config, self.plan.shards.dataset
+        tokens_width = dataset.width if dataset.kind == "tokens" else None
+        model, self.evaluation_model = (
+            build_pair_model(config, tokens_width=tokens_width, max_views=dataset.max_views, frames=dataset.frames).to(
+                self.device
+            )
+            for _ in range(2)
+        )
+        self.engine = build(model, config, device=self.device)
+        loaded = checkpoint.load_newest(self.path / "checkpoints", self.engine)
+        step = loaded.state.step if loaded else 0
+        self.best = loaded.best if loaded else None
+        self.files.open(config, self._data(), step=step)
+        self.files.status("running", step)
+        world, rank = distributed.world_size(), distributed.rank()
+        if rank == 0:
+            place = f"going on after step {step}" if loaded else "starting at step 0"
+            logger.info(
+                "%s: %d pairs, %d steps of %d on %d rank(s), ZeRO %d, %s; %s",
+                self.path,
+                len(self.plan.rows),
+                self.plan.total_steps,
+                config.engine.global_batch_size,
+                world,
+                config.engine.zero_stage,
+                config.engine.precision,
+                place,
+            )
+        reader = PairReader(
+            self.plan.shards,
+            "train",
+            self.plan.rows,
+            model.ecg_tower.spec,
+            seed=config.seed,
+            augment=config.data.augment,
+            views=True,
+            blocks=model.ecg_tower.encoder.blocks,
+            drop_path=config.ecg_encoder.drop_path,
+            verify=config.data.verify,
+            partners=_partners(self.plan) if config.shuffle_pairs else None,
+        )
+        self.batches = training_batches(
+            reader,
+            start=step,
+            stop=self.plan.total_steps,
+            g=config.engine.global_batch_size,
+            accumulation=config.engine.accumulation,
+            rank=rank,
+            world_size=world,
+            workers=config.data.workers,
+        )
+        quiet = rank != 0 or not sys.stderr.isatty()
+        self.bar = tqdm(total=self.plan.total_steps, initial=step, unit="step", disable=quiet, dynamic_ncols=True)
+        self.logged_step = step
+        return step
+
+    def _state(self, step: int) -> checkpoint.TrainState:
+        return checkpoint.TrainState(step, self.plan.config_hash, self.plan.shards.fingerprint)
+
+    def _data(self) -> dict[str, Any]:
+        return {
+            "shards": str(Path(self.config.data.shards).resolve()),
+            "fingerprint": self.plan.shards.fingerprint,
+            "pairs": {split: int(self.plan.shards.table(split).has_study.sum()) for split in ("train", "val")},
+            "identity": self.plan.identity,
+        }
+
+    def step(self, step: int) -> None:
+        """One optimizer update, and what is due after it: a row, a validation, a checkpoint, a stop."""
+        waiting = time.perf_counter()
+        micro_batches = next(self.batches)
+        self.waited_s += time.perf_counter() - waiting
+        batch_digest, known = self.plan.batch(step)
+        result = train_step(
+            self.engine,
+            micro_batches,
+            step=step,
+            total=self.plan.total_steps,
+            known=torch.tensor(known),
+            config=self.config,
+            active=self.plan.used_targets,
+        )
+        done = step + 1
+        last = done == self.plan.total_steps
+        self.bar.update()
+        if last or done % self.config.log_every == 0:
+            self._log(done, batch_digest, dataclasses.asdict(result))
+        why = None if last else self.stop.agreed()
+        improved = (last or done % self.config.eval_every == 0) and self._evaluate(done)
+        if last or why or improved or done % self.config.save_every == 0:
+            self.files.sync()
+            checkpoint.save(
+                self.path / "checkpoints",
+                self.engine,
+                self._state(done),
+                best=self.best,
+                keep_last=self.config.keep_last,
+            )
+        if why:
+            self.files.status("stopped", done, f"stopped on request ({why})")
+            self.stop.file.unlink(missing_ok=True)
+            self._close()
+            raise StoppedError(f"stopped after step {done} on request ({why}); the same command goes on from there.")
+
+    def _log(self, done: int, batch_digest: str, values: dict[str, Any]) -> None:
+        now, steps = time.perf_counter(), done - self.logged_step
+        rate = steps * self.config.engine.global_batch_size / (now - self.logged_at)
+        row = {"step": done, **values, "batch_hash": batch_digest}
+        row |= {"samples_per_s": rate, "data_wait_s": self.waited_s / steps}
+        self.files.row(row)
+        self.logged_at, self.logged_step, self.waited_s = now, done, 0.0
+        self.bar.set_postfix(loss=f"{values['loss']:.4f}", samples_per_s=f"{rate:.0f}")
+        if distributed.rank() == 0 and self.bar.disable:
+            left = (self.plan.total_steps - done) * self.config.engine.global_batch_size / rate
+            logger.info(
+                "step %d/%d loss %.4f, %.0f samples/s, %.0f s left",
+                done,
+                self.plan.total_steps,
+                values["loss"],
+                rate,
+                left,
+            )
+
+    def _evaluate(self, done: int) -> bool:
+        """Validate; True where this is the best model so far, whose tower is then written."""
+        started = time.perf_counter()
+        state = full_state(self.engine)
+        self.evaluation_model.load_state_dict(state)
+        metrics = self.validation.run(self.evaluation_model, self.device)
+        if self.config.best_metric not in metrics:
+            raise DataError(f"best_metric={self.config.best_metric} is not measured. Use one of: {', '.join(metrics)}.")
+        value = metrics[self.config.best_metric]
+        self.files.row({"step": done, "split": "val", **metrics, "evaluation_s": time.perf_counter() - started})
+        if distributed.rank() == 0:
+            logger.info("step %d %s %.4f", done, self.config.best_metric, value)
+        improved = not math.isnan(value) and (self.best is None or value > self.best.value)
+        if improved:
+            self.best = checkpoint.Best(step=done, value=value)
+            self._write_tower("ecg_tower_best.safetensors", state)
+        self.logged_at += time.perf_counter() - started  # a validation is not part of the training rate
+        return improved
+
+    def _write_tower(self, name: str, state: dict[str, torch.Tensor]) -> None:
+        if distributed.rank() == 0:
+            prefix = "ecg_tower."
+            tower = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+            save_ecg_tower(self.path / name, self.evaluation_model.ecg_tower, state=tower)
+
+    def finish(self) -> None:
+        """Write the last tower and close the run."""
+        self._write_tower("ecg_tower.safetensors", full_state(self.engine))
+        self.files.status("finished", self.plan.total_steps)
+        self._close()
+        if distributed.rank() == 0:
+            logger.info("finished: %s", self.path / "ecg_tower.safetensors")
+
+    def _close(self) -> None:
+        self.bar.close()
+        self.files.close()
+
+
+def _partners(prepared: Plan) -> NDArray[np.int64]:
+    """(N,) for each training pair the row whose study it gets instead: a cyclic shift in a seeded patient order.
+
+    Rows are ordered by shuffled patient, so a shift by the largest number of rows of a patient never stays inside one.
+    """
+    patient = prepared.table.patient[prepared.rows]
+    unique, inverse, counts = np.unique(patient, return_inverse=True, return_counts=True)
+    ranked = seeds.generator(prepared.config.seed, "shuffle_pairs").permutation(len(unique))[inverse]
+    order = np.argsort(ranked, kind="stable")
+    partners = np.empty_like(prepared.rows)
+    partners[order] = prepared.rows[np.roll(order, int(counts.max()))]
+    return partners

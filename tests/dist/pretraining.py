@@ -1,0 +1,82 @@
+"""Start `launch/pretrain.py` under each launcher and read what it wrote."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "launch" / "pretrain.py"
+# Small enough for a test, with every part of the model in use.
+SMALL = [
+    "embedding=16",
+    "ecg_encoder.widths=[8,16]",
+    "image_tower.width=16",
+    "image_tower.depth=1",
+    "image_tower.heads=2",
+    "image_tower.feedforward=32",
+    "image_tower.channels=[4,8]",
+    "targets.unreported=normal",
+    "engine.precision=fp32",
+    "log_every=1",
+]
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def command(launcher: str, ranks: int, arguments: list[str]) -> list[str]:
+    """The command line that starts pretraining under `python`, `torchrun` or `deepspeed`."""
+    bin_folder = Path(sys.executable).parent
+    if launcher == "python":
+        start = [sys.executable]
+    elif launcher == "torchrun":
+        start = [str(bin_folder / "torchrun"), "--nproc_per_node", str(ranks), "--master_port", str(free_port())]
+    else:
+        start = [str(bin_folder / "deepspeed"), "--num_accelerators", str(ranks), "--master_port", str(free_port())]
+    return [*start, str(SCRIPT), *arguments]
+
+
+def environment() -> dict[str, str]:
+    """One thread per rank, CPU only."""
+    bin_folder = str(Path(sys.executable).parent)
+    path = f"{bin_folder}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+
+
+def start(launcher: str, ranks: int, arguments: list[str]) -> "subprocess.Popen[str]":
+    """The running launcher, in a process group of its own."""
+    return subprocess.Popen(
+        command(launcher, ranks, arguments),
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def pretrain(launcher: str, ranks: int, arguments: list[str], expected: int = 0, timeout: float = 240) -> str:
+    """The output of a run that must end with the code `expected`."""
+    process = start(launcher, ranks, arguments)
+    output, _ = process.communicate(timeout=timeout)
+    assert process.returncode == expected, f"{launcher} x {ranks} ended with {process.returncode}:\n{output[-4000:]}"
+    return output
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    """All rows of metrics.jsonl without the fields that equal runs may differ in."""
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if not key.endswith("_s")} for line in lines]
+
+
+def steps(run: Path) -> list[dict[str, Any]]:
+    """The rows of training steps."""
+    return [row for row in rows(run) if "loss" in row]

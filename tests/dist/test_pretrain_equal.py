@@ -1,0 +1,76 @@
+"""The same run under every launcher, number of ranks, ZeRO stage and number of loader workers."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pretraining import SMALL, pretrain, steps
+from safetensors.numpy import load_file
+
+pytestmark = pytest.mark.dist
+
+ALL = [("torchrun", ranks, stage) for ranks in (1, 2, 4) for stage in range(4)]
+ALL += [("deepspeed", 2, stage) for stage in range(4)] + [("python", 1, stage) for stage in (0, 2, 3)]
+CROSSING = [("deepspeed", 2, 2), ("torchrun", 4, 3), ("torchrun", 2, 0)]
+CASES = ALL if os.environ.get("SLOW") else CROSSING
+# 20 steps of 12 over a number of pairs that 12 does not divide, in two micro-batches.
+RUN = [*SMALL, "steps=20", "engine.global_batch_size=12", "engine.accumulation=1", "eval_every=20", "save_every=100"]
+
+
+def tower(run: Path) -> dict[str, np.ndarray]:
+    """The final ECG tower in float64."""
+    return {name: value.astype(np.float64) for name, value in load_file(run / "ecg_tower.safetensors").items()}
+
+
+def norm(values: dict[str, np.ndarray]) -> float:
+    """The Euclidean norm of all tensors together."""
+    return float(np.sqrt(sum((value**2).sum() for value in values.values())))
+
+
+@pytest.fixture(scope="module", params=["adamw", "sgd"])
+def reference(request: pytest.FixtureRequest, small_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple:
+    """(optimizer, arguments, plain one-process run at ZeRO 1)."""
+    arguments = [*RUN, f"data.shards={small_shards}", f"optimizer={request.param}"]
+    if request.param == "sgd":
+        arguments += ["optimizer.ecg_lr=0.05", "optimizer.image_lr=0.05"]
+    run = tmp_path_factory.mktemp(f"reference_{request.param}") / "run"
+    pretrain("python", 1, [*arguments, f"run_dir={run}", "engine.zero_stage=1", "data.workers=0"])
+    return request.param, arguments, run
+
+
+@pytest.mark.parametrize(("launcher", "ranks", "stage"), CASES)
+def test_losses_and_weights_are_those_of_one_process(
+    reference: tuple, launcher: str, ranks: int, stage: int, tmp_path: Path
+) -> None:
+    """20 losses within 1e-5, equal batch hashes; under SGD the weights moved alike. Reference: plain python, ZeRO 1."""
+    optimizer, arguments, expected = reference
+    run = tmp_path / "run"
+    pretrain(launcher, ranks, [*arguments, f"run_dir={run}", f"engine.zero_stage={stage}"])
+    here, there = steps(run), steps(expected)
+    assert [row["step"] for row in here] == list(range(1, 21))
+    assert [row["batch_hash"] for row in here] == [row["batch_hash"] for row in there]
+    for name in ("loss", "contrastive", "stenosis"):
+        np.testing.assert_allclose([row[name] for row in here], [row[name] for row in there], rtol=1e-5)
+    if optimizer == "sgd":
+        moved, moved_there = tower(run), tower(expected)
+        difference = {name: moved[name] - moved_there[name] for name in moved}
+        assert norm(difference) <= 1e-5 * norm(moved_there)
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_loader_workers_change_nothing(reference: tuple, workers: int, tmp_path: Path) -> None:
+    """0, 1 and 4 loader workers: every metric and the final weights bitwise equal."""
+    optimizer, arguments, expected = reference
+    if optimizer == "sgd":
+        arguments = [*arguments]
+    run = tmp_path / "run"
+    pretrain("python", 1, [*arguments, f"run_dir={run}", "engine.zero_stage=1", f"data.workers={workers}"])
+    assert steps(run) == steps(expected)
+    assert (run / "ecg_tower.safetensors").read_bytes() == (expected / "ecg_tower.safetensors").read_bytes()
+
+
+def test_it_learns(reference: tuple) -> None:
+    """The mean of the last five losses lies below that of the first five."""
+    losses = [row["loss"] for row in steps(reference[2])]
+    assert np.mean(losses[-5:]) < np.mean(losses[:5])

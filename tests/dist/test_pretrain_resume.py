@@ -1,0 +1,108 @@
+"""Runs that are killed, stopped or moved to other ranks continue as if nothing had happened."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from pretraining import SMALL, pretrain, rows, start, steps
+
+pytestmark = pytest.mark.dist
+
+RUN = [*SMALL, "steps=24", "engine.global_batch_size=12", "save_every=3", "eval_every=8", "data.workers=1"]
+KILLS = 10 if os.environ.get("SLOW") else 2
+
+
+@pytest.fixture(scope="module")
+def whole(small_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
+    """(arguments, uninterrupted run on two ranks at ZeRO 2)."""
+    arguments = [*RUN, f"data.shards={small_shards}", "engine.zero_stage=2"]
+    run = tmp_path_factory.mktemp("whole") / "run"
+    pretrain("torchrun", 2, [*arguments, f"run_dir={run}"])
+    return arguments, run
+
+
+def ranks_of(launcher: "subprocess.Popen[str]") -> list[psutil.Process]:
+    """The rank processes of a running launcher."""
+    children = psutil.Process(launcher.pid).children(recursive=True)
+    return [child for child in children if any("pretrain.py" in part for part in child.cmdline())]
+
+
+def wait_for_rows(run: Path, count: int, process: "subprocess.Popen[str]") -> None:
+    """Return when metrics.jsonl has `count` rows or the run has ended."""
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if (run / "metrics.jsonl").exists() and len((run / "metrics.jsonl").read_text().splitlines()) >= count:
+            return
+        time.sleep(0.02)
+
+
+def test_kills_leave_no_trace(whole: tuple[list[str], Path], tmp_path: Path) -> None:
+    """kill -9 of one rank or all at random moments, then the same command: rows and weights bitwise as uninterrupted."""
+    arguments, expected = whole
+    run, draw = tmp_path / "run", random.Random(20)
+    for kill in range(KILLS):
+        process = start("torchrun", 2, [*arguments, f"run_dir={run}"])
+        wait_for_rows(run, 1 + (kill + 1) * 24 // (KILLS + 2), process)
+        time.sleep(draw.random() * 0.3)
+        ranks = ranks_of(process)
+        for victim in ranks if draw.random() < 0.5 else draw.sample(ranks, min(1, len(ranks))):
+            victim.send_signal(signal.SIGKILL)
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode != 0 or "finished" in output, output[-2000:]
+    pretrain("torchrun", 2, [*arguments, f"run_dir={run}"])
+    assert rows(run) == rows(expected)
+    assert (run / "ecg_tower.safetensors").read_bytes() == (expected / "ecg_tower.safetensors").read_bytes()
+    assert json.loads((run / "status.json").read_text())["state"] == "finished"
+
+
+def test_stop_and_move_to_other_ranks(whole: tuple[list[str], Path], tmp_path: Path) -> None:
+    """SIGUSR1 to the ranks saves and exits; W=2 at ZeRO 2 goes on at W=1, ZeRO 3 with losses within 1e-5."""
+    arguments, expected = whole
+    run = tmp_path / "run"
+    process = start("torchrun", 2, [*arguments, f"run_dir={run}"])
+    wait_for_rows(run, 6, process)
+    ranks_of(process)[-1].send_signal(signal.SIGUSR1)
+    output, _ = process.communicate(timeout=60)
+    status = json.loads((run / "status.json").read_text())
+    assert status["state"] == "stopped", output[-2000:]
+    assert 6 <= status["step"] < 24
+    moved = [argument for argument in arguments if "zero_stage" not in argument]
+    pretrain("python", 1, [*moved, "engine.zero_stage=3", f"run_dir={run}"])
+    here, there = steps(run), steps(expected)
+    assert [row["batch_hash"] for row in here] == [row["batch_hash"] for row in there]
+    np.testing.assert_allclose([row["loss"] for row in here], [row["loss"] for row in there], rtol=1e-5)
+
+
+def test_stop_file_and_finished_run(whole: tuple[list[str], Path], tmp_path: Path) -> None:
+    """RUN_DIR/STOP ends plain python with code 75; a finished run says so and exits 0; another config is refused."""
+    arguments, _ = whole
+    run = tmp_path / "run"
+    process = start("python", 1, [*arguments, f"run_dir={run}"])
+    wait_for_rows(run, 3, process)
+    (run / "STOP").touch()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, output[-2000:]
+    assert not (run / "STOP").exists()
+    refused = pretrain("python", 1, [*arguments, f"run_dir={run}", "loss.temperature=0.1"], expected=2)
+    assert "loss.temperature (0.2 there, 0.1 now)" in refused
+    pretrain("python", 1, [*arguments, f"run_dir={run}"])
+    assert "finished already" in pretrain("python", 1, [*arguments, f"run_dir={run}"])
+
+
+def test_second_start_is_refused(whole: tuple[list[str], Path], tmp_path: Path) -> None:
+    """A second start on a live run exits 2 and names the holder."""
+    arguments, _ = whole
+    run = tmp_path / "run"
+    process = start("python", 1, [*arguments, f"run_dir={run}"])
+    wait_for_rows(run, 1, process)
+    message = pretrain("python", 1, [*arguments, f"run_dir={run}"], expected=2)
+    process.kill()
+    process.communicate()
+    assert f"process {process.pid}" in message
