@@ -2,7 +2,14 @@
 
 from stence_dist.config.compare import CompareConfig
 from stence_dist.config.load import run
-from stence_dist.train.compare import compare
+
+
+def main(config: CompareConfig) -> None:
+    """Run the comparison."""
+    from stence_dist.train.compare import compare  # after the config is known to be good: this imports torch
+
+    compare(config)
+
 
 if __name__ == "__main__":
-    run(CompareConfig, "compare", compare)
+    run(CompareConfig, "compare", main)

@@ -2,7 +2,14 @@
 
 from stence_dist.config.embed import EmbedConfig
 from stence_dist.config.load import run
-from stence_dist.embed import embed
+
+
+def main(config: EmbedConfig) -> None:
+    """Embed files."""
+    from stence_dist.embed import embed  # after the config is known to be good: this imports torch
+
+    embed(config)
+
 
 if __name__ == "__main__":
-    run(EmbedConfig, "embed", embed)
+    run(EmbedConfig, "embed", main)

@@ -2,7 +2,14 @@
 
 from stence_dist.config.finetune import FinetuneConfig
 from stence_dist.config.load import run
-from stence_dist.train.finetune import finetune
+
+
+def main(config: FinetuneConfig) -> None:
+    """Fit one head or network and measure it."""
+    from stence_dist.train.finetune import finetune  # after the config is known to be good: this imports torch
+
+    finetune(config)
+
 
 if __name__ == "__main__":
-    run(FinetuneConfig, "finetune", finetune)
+    run(FinetuneConfig, "finetune", main)

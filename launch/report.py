@@ -2,7 +2,14 @@
 
 from stence_dist.config.load import run
 from stence_dist.config.report import ReportConfig
-from stence_dist.evaluate.report import report
+
+
+def main(config: ReportConfig) -> None:
+    """Write the page."""
+    from stence_dist.evaluate.report import report  # after the config is known to be good: this imports matplotlib
+
+    report(config)
+
 
 if __name__ == "__main__":
-    run(ReportConfig, "report", report)
+    run(ReportConfig, "report", main)

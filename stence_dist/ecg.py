@@ -233,11 +233,15 @@ def _asymmetric_least_squares(signal: Signal) -> Signal:
 
 
 def compile_kernel(function: Callable[[Signal], Signal]) -> Callable[[Signal], Signal]:
-    """`function` compiled at its first call, free of the interpreter lock, kept on disk where that is possible."""
+    """`function` compiled now, so that forked processes share it, and kept on disk where that is possible.
+
+    It runs free of the interpreter lock and takes C-contiguous arrays.
+    """
+    signature = "float64[:, ::1](float64[:, ::1])"
     try:
-        compiled: Callable[[Signal], Signal] = njit(nogil=True, cache=True)(function)
+        compiled: Callable[[Signal], Signal] = njit(signature, nogil=True, cache=True)(function)
     except RuntimeError:  # no cache folder can be written: neither beside the source nor in the user's home
-        compiled = njit(nogil=True)(function)
+        compiled = njit(signature, nogil=True)(function)
     return compiled
 
 

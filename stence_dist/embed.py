@@ -3,7 +3,7 @@
 import csv
 import io
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from stence_dist.models.ecg_tower import EcgTower, embed_windows, load_ecg_tower
 logger = logging.getLogger("stence_dist")
 
 # What a folder is searched for. A WFDB record is found by its header.
-SUFFIXES = (".hea", ".npy", ".npz", ".dcm")
+SUFFIXES = (".hea", ".npy", ".npz")
 
 Windows = NDArray[np.float32]
 
@@ -57,7 +57,7 @@ def embed(config: EmbedConfig) -> None:
 
 
 def embed_recordings(
-    tower: EcgTower, recordings: Iterator[tuple[str, Windows]], batch_size: int
+    tower: EcgTower, recordings: Iterable[tuple[str, Windows]], batch_size: int
 ) -> dict[str, NDArray[np.generic]]:
     """`features`, `embeddings` and `record` of (name, windows (windows, L, T)); empty where there is no recording."""
     device = next(tower.parameters()).device
@@ -75,7 +75,7 @@ def embed_recordings(
     return arrays | {"record": np.array(names)} if names else {}
 
 
-def _batches(recordings: Iterator[tuple[str, Windows]], size: int) -> Iterator[list[tuple[str, Windows]]]:
+def _batches(recordings: Iterable[tuple[str, Windows]], size: int) -> Iterator[list[tuple[str, Windows]]]:
     batch: list[tuple[str, Windows]] = []
     for recording in recordings:
         batch.append(recording)
@@ -129,8 +129,9 @@ def prepared_windows(path: Path, spec: EcgSpec) -> tuple[int, Iterator[tuple[str
     expected = (len(spec.leads), spec.samples)
     if loaded.ndim != 3 or loaded.shape[1:] != expected or loaded.dtype.kind != "f":
         raise DataError(
-            f"{path} holds {loaded.dtype} {loaded.shape}; prepared=true needs floats (n, {expected[0]}, {expected[1]}): "
-            f"{spec.seconds:g} s at {spec.sampling_rate:g} Hz, leads {' '.join(spec.leads)}."
+            f"{path} holds {loaded.dtype} {loaded.shape}; prepared=true needs floats "
+            f"(n, {expected[0]}, {expected[1]}): {spec.seconds:g} s at {spec.sampling_rate:g} Hz, "
+            f"leads {' '.join(spec.leads)}."
         )
     if not np.isfinite(loaded).all():
         raise DataError(f"{path} holds NaN or infinite values; a prepared ECG has none.")

@@ -260,8 +260,8 @@ def train_step(
     for group in engine.optimizer.param_groups:
         group["lr"] = rates[group["tower"]]
     for repeat in range(MOST_REPEATS + 1):
-        terms, logit_scale = _accumulate(engine, micro_batches, known, config, active)
-        loss, contrastive, stenosis = _global_means(terms, step, micro_batches)
+        terms, faulty, logit_scale = _accumulate(engine, micro_batches, known, config, active)
+        loss, contrastive, stenosis = _global_means(terms, faulty, step, micro_batches)
         norm = _apply(engine)
         if math.isfinite(norm):
             return StepResult(loss, contrastive, stenosis, norm, logit_scale, rates["ecg"], rates["image"])
@@ -286,10 +286,13 @@ def _accumulate(
     known: Tensor,
     config: PretrainConfig,
     active: NDArray[np.bool_] | None,
-) -> tuple[Tensor, float]:
-    """Gradients of all micro-batches; this rank's mean (3,) of loss, contrastive and stenosis, and the logit scale."""
+) -> tuple[Tensor, Tensor, float]:
+    """Gradients of all micro-batches. This rank's means (3,) of loss, contrastive and stenosis; which of its rows
+    (A*B,) the model answered with something that is not finite; the logit scale.
+    """
     passes = distributed.world_size() * len(micro_batches)
     terms = torch.zeros(3, dtype=torch.float64, device=engine.device)
+    faulty = []
     known = known.to(engine.device)
     for index, micro_batch in enumerate(micro_batches):
         labels = _labels(micro_batch, config.targets, active).to(engine.device)
@@ -297,10 +300,12 @@ def _accumulate(
         output: PairOutput = engine(batch)
         loss = pair_loss(output, labels, batch.patient, known=known, passes=passes, config=config.loss)
         terms += torch.stack([loss.total.detach(), loss.contrastive, loss.stenosis]).double()
+        rows = torch.cat([output.ecg, output.image, output.stenosis_logits], dim=1).detach()
+        faulty.append(~rows.isfinite().all(dim=1))
         engine.backward(loss.total)
         if index + 1 < len(micro_batches):
             engine.step()  # counts the micro-batch; the update is applied with the last one
-    return terms / len(micro_batches), float(output.logit_scale.detach())
+    return terms / len(micro_batches), torch.cat(faulty), float(output.logit_scale.detach())
 
 
 def _labels(batch: PairBatch, config: TargetsConfig, active: NDArray[np.bool_] | None) -> Tensor:
@@ -311,17 +316,19 @@ def _labels(batch: PairBatch, config: TargetsConfig, active: NDArray[np.bool_] |
     return torch.from_numpy(labels)
 
 
-def _global_means(terms: Tensor, step: int, micro_batches: Sequence[PairBatch]) -> list[float]:
+def _global_means(terms: Tensor, faulty: Tensor, step: int, micro_batches: Sequence[PairBatch]) -> list[float]:
     """Means (3,) over ranks; NonFiniteError on all ranks where any rank's loss is not finite."""
     by_rank = distributed.all_gather(terms[None])
-    bad = (~torch.isfinite(by_rank).all(dim=1)).nonzero().flatten().tolist()
+    bad = (~by_rank.isfinite().all(dim=1)).nonzero().flatten().tolist()
     if bad:
-        samples = distributed.all_gather(_samples(micro_batches)[None])
+        # The gathered columns carry one rank's NaN into the losses of all, so the rows say where it came from.
+        samples = distributed.all_gather(_samples(micro_batches))
+        sources = samples[distributed.all_gather(faulty.to(samples.device, torch.uint8)).bool()]
         total, contrastive, stenosis = by_rank[bad[0]].tolist()
         raise NonFiniteError(
             f"step {step}: the loss on rank {bad[0]} is {total:g} (contrastive {contrastive:g}, stenosis "
-            f"{stenosis:g}); the update was not applied. Samples of that rank: {_listed(samples[bad[0]])}. Look at "
-            "these samples, or lower optimizer.ecg_lr and optimizer.image_lr."
+            f"{stenosis:g}); the update was not applied. Samples whose embedding or logits are not finite: "
+            f"{_listed(sources) or 'none'}. Look at these samples, or lower optimizer.ecg_lr and optimizer.image_lr."
         )
     means: list[float] = by_rank.mean(dim=0).tolist()
     return means

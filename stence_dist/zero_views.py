@@ -146,7 +146,9 @@ def set_steps(engine: Engine, steps: dict[str, int]) -> None:
     for fragment in fragments(engine):
         if fragment.steps is not None:
             count = steps[fragment.name]
-            assert counts.setdefault(id(fragment.steps), count) == count, f"one count for all of {fragment.name}'s group"
+            assert counts.setdefault(id(fragment.steps), count) == count, (
+                f"one count for all of {fragment.name}'s group"
+            )
             fragment.steps.fill_(count)  # in place: each buffer must keep a tensor of its own
 
 

@@ -55,7 +55,9 @@ class BuildConfig:
     split_seed: int = key("seed of the split by patient and of the order in shards", 0)
     shard_size: int = key("cohort rows per shard", 1000)
     rejects: str | None = key("where to list rejected rows; null = OUT/rejects.csv", None)
-    key_file: str | None = key("secret of the patient keys; null = patient_key.txt beside the table, made if absent", None)
+    key_file: str | None = key(
+        "secret of the patient keys; null = patient_key.txt beside the table, made if absent", None
+    )
     wfdb_scale: str = key(
         "millivolts of WFDB records: header (its gains) | raw (1,000 ADC units per mV) | "
         "auto (header, unless Einthoven's law holds on the raw values only)",

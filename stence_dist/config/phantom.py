@@ -73,9 +73,9 @@ class PhantomConfig:
         0,
     )
     null: bool = key("make ECG and stenosis independent: another patient's ECG, without ischemia", False)
-    ischemia_mv: float = key("ST dipole of full ischemia in one territory, mV", 0.07)
+    ischemia_mv: float = key("ST shift of full ischemia of one territory, mV in V2 (LAD), V4 (LCX) or II (RCA)", 0.07)
     label_noise: float = key("sd of the reader's error on a stenosis, share of the diameter", 0.04)
-    mismatch: float = key("probability that the ECG is another patient's; study and segments stay", 0.0)
+    mismatch: float = key("probability that a patient's ECG is another person's; study and segments stay", 0.0)
     disease: PhantomDiseaseConfig = group("latent disease", PhantomDiseaseConfig)
     ecg: PhantomEcgConfig = group("ECG nuisance", PhantomEcgConfig)
     image: PhantomImageConfig = group("X-ray geometry and noise", PhantomImageConfig)

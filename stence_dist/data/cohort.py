@@ -116,7 +116,9 @@ def _read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
         raise DataError(f"{path} is empty. A cohort table has a header and a row per recording.")
     for number, line in enumerate(lines[1:], start=1):
         if len(line) != len(lines[0]):
-            raise DataError(f"{path}, row {number} has {len(line)} fields, the header {len(lines[0])}. Correct the row.")
+            raise DataError(
+                f"{path}, row {number} has {len(line)} fields, the header {len(lines[0])}. Correct the row."
+            )
     return lines[0], lines[1:]
 
 
@@ -248,9 +250,9 @@ def _check_splits(rows: Sequence[CohortRow]) -> None:
 def _drawn_splits(patients: Mapping[str, list[CohortRow]], seed: int) -> dict[str, str]:
     """Split by patient key: 70/10/20, alike within every stratum (pairs or not; severe, not severe, not reported).
 
-    `patients` comes in an order that does not depend on the table's; a split gets at least one patient where three are
-    there. Strata are laid end to end and each is cut at the rounded shares of the running total, so that every
-    stratum and the whole keep their shares within one patient.
+    `patients` comes in an order that does not depend on the table's. Strata are laid end to end, and each patient in
+    turn goes to the split that lags most behind its share, so strata and whole keep their shares; with three patients
+    or more no split stays empty.
     """
     strata: dict[tuple[bool, int], list[str]] = defaultdict(list)
     for key, rows in patients.items():
@@ -260,16 +262,14 @@ def _drawn_splits(patients: Mapping[str, list[CohortRow]], seed: int) -> dict[st
     total = len(patients)
     wanted = {split: max(1, round(SHARES[split] * total)) for split in ("val", "test")}
     wanted["train"] = total - wanted["val"] - wanted["test"]
+    given = dict.fromkeys(SPLITS, 0)
     splits: dict[str, str] = {}
-    seen, given = 0, dict.fromkeys(SPLITS, 0)
     for stratum in sorted(strata):
         keys = strata[stratum]
-        order = generator(seed, "split", *map(int, stratum)).permutation(len(keys)).tolist()
-        seen += len(keys)
-        until_val = round(wanted["val"] * seen / total) - given["val"]
-        until_test = until_val + round(wanted["test"] * seen / total) - given["test"]
-        for position, number in enumerate(order):
-            split = "val" if position < until_val else "test" if position < until_test else "train"
+        for number in generator(seed, "split", *map(int, stratum)).permutation(len(keys)).tolist():
+            place = len(splits) + 1
+            lag = {split: wanted[split] * place / total - given[split] for split in SPLITS}
+            split = max(SPLITS, key=lag.__getitem__)
             splits[keys[number]] = split
             given[split] += 1
     return splits

@@ -1,5 +1,6 @@
 """From positions and row numbers to batches, in this process or in loader processes, bitwise alike."""
 
+import dataclasses
 import functools
 import multiprocessing
 import os
@@ -36,7 +37,8 @@ class PairReader(Dataset[PairSample]):
     rows (k,) are row numbers of the split's table; training positions run over them in `order`'s permutations. Every
     draw is a function of (seed, position, sample) alone. `augment=None` takes first windows and all views. `blocks`
     and `drop_path` size the encoder's drop-path mask. `verify`: off | first_pass | always, CRC-32 of what is read;
-    first_pass checks training items of the first epoch and every evaluation item.
+    first_pass checks training items of the first epoch and every evaluation item. `partners` (k,) are the rows whose
+    studies, with their segments, training items get instead of their own: the shuffled control.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class PairReader(Dataset[PairSample]):
         blocks: int = 0,
         drop_path: float = 0.0,
         verify: str = "first_pass",
+        partners: NDArray[np.int64] | None = None,
     ) -> None:
         self.shards = shards
         self.split = split
@@ -63,6 +66,7 @@ class PairReader(Dataset[PairSample]):
         self.blocks = blocks
         self.drop_path = drop_path
         self.verify = verify
+        self.partners = rows if partners is None else partners
 
     def __len__(self) -> int:
         """Samples per epoch."""
@@ -83,15 +87,22 @@ class PairReader(Dataset[PairSample]):
     def training_samples(self, positions: Sequence[int]) -> list[PairSample]:
         """The training items at `positions`."""
         which = ordinals(np.asarray(positions, dtype=np.int64), len(self.rows), self.seed)
-        return [self._training_sample(p, int(row)) for p, row in zip(positions, self.rows[which], strict=True)]
+        return [
+            self._training_sample(position, int(row), int(partner))
+            for position, row, partner in zip(positions, self.rows[which], self.partners[which], strict=True)
+        ]
 
     def evaluation_samples(self, rows: Sequence[int]) -> list[PairSample]:
         """The evaluation items of `rows` of the split's table; ecg (windows, L, T), nothing drawn, all views."""
         return [self._evaluation_sample(row) for row in rows]
 
-    def _training_sample(self, position: int, row: int) -> PairSample:
+    def _training_sample(self, position: int, row: int, partner: int) -> PairSample:
         first_pass = position < len(self.rows)
-        stored = self._read(row, verify=self.verify == "always" or (self.verify == "first_pass" and first_pass))
+        verify = self.verify == "always" or (self.verify == "first_pass" and first_pass)
+        stored = self._read(row, verify=verify)
+        if partner != row:
+            study = self._read(partner, verify=verify)
+            stored = dataclasses.replace(stored, views=study.views, angulation=study.angulation)
         number = int(self.table.sample[row])
         place, chosen = 0.0, np.arange(len(stored.views or []))
         draws = generator(self.seed, "augment ecg", position, number)
@@ -105,12 +116,13 @@ class PairReader(Dataset[PairSample]):
                     len(chosen), self.augment.drop_views, generator(self.seed, "augment views", position, number)
                 )
         kept = keep_branches(self.blocks, self.drop_path, generator(self.seed, "drop path", position, number))
-        return self._assemble(row, stored, ecg, chosen, kept)
+        return self._assemble(row, partner, stored, ecg, chosen, kept)
 
     def _evaluation_sample(self, row: int) -> PairSample:
         stored = self._read(row, verify=self.verify != "off")
         ecg = self._prepare(stored, row, prepare_windows)
-        return self._assemble(row, stored, ecg, np.arange(len(stored.views or [])), np.ones(self.blocks, dtype=bool))
+        every = np.arange(len(stored.views or []))
+        return self._assemble(row, row, stored, ecg, every, np.ones(self.blocks, dtype=bool))
 
     def _read(self, row: int, *, verify: bool) -> StoredSample:
         stored = self.shards.read(self.split, row, views=self.views, verify=verify)
@@ -132,6 +144,7 @@ class PairReader(Dataset[PairSample]):
     def _assemble(
         self,
         row: int,
+        study_row: int,
         stored: StoredSample,
         ecg: NDArray[np.float32],
         chosen: NDArray[np.int64],
@@ -142,7 +155,7 @@ class PairReader(Dataset[PairSample]):
             ecg=ecg,
             views=None if not self.views or views is None else np.stack([views[view] for view in chosen]),
             angulation=stored.angulation[chosen] if self.views else np.empty((0, 2), dtype=np.float32),
-            segments=self.table.segments[row],
+            segments=self.table.segments[study_row],
             patient=int(self.table.patient[row]),
             sample=int(self.table.sample[row]),
             keep_path=keep_path,

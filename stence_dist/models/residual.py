@@ -6,9 +6,19 @@ import torch
 from torch import Tensor, nn
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm with the most groups, up to 8, that divide `channels`. It knows no other sample, so no other rank."""
-    return nn.GroupNorm(math.gcd(channels, 8), channels)
+class NormReLU(nn.GroupNorm):
+    """GroupNorm in up to 8 groups, then ReLU. It knows no other sample, so no other rank.
+
+    One module, so that the ReLU may overwrite the norm's output: between modules, where ZeRO-3 and hooks wrap outputs,
+    that is an error.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(math.gcd(channels, 8), channels)
+
+    def forward(self, values: Tensor) -> Tensor:
+        """(N, C, H, W) from (N, C, H, W)."""
+        return nn.functional.relu(super().forward(values), inplace=True)
 
 
 def channels_last(images: Tensor) -> Tensor:
@@ -26,19 +36,18 @@ class ResidualBlock(nn.Module):
     def __init__(self, channels_in: int, channels_out: int, kernel: tuple[int, int], stride: tuple[int, int]) -> None:
         super().__init__()
         padding = (kernel[0] // 2, kernel[1] // 2)
-        self.norm1 = group_norm(channels_in)
+        self.norm1 = NormReLU(channels_in)
         self.conv1 = nn.Conv2d(channels_in, channels_out, kernel, stride, padding)
-        self.norm2 = group_norm(channels_out)
+        self.norm2 = NormReLU(channels_out)
         self.conv2 = nn.Conv2d(channels_out, channels_out, kernel, padding=padding)
         same = channels_in == channels_out and stride == (1, 1)
         self.shortcut = None if same else nn.Conv2d(channels_in, channels_out, 1, stride)
 
     def forward(self, values: Tensor, keep: Tensor | None = None) -> Tensor:
         """(N, C', H', W') from (N, C, H, W). keep (N,) scales the branch of each sample: 0 skips it."""
-        active = nn.functional.relu(self.norm1(values), inplace=True)
+        active = self.norm1(values)
         shortcut = values if self.shortcut is None else self.shortcut(active)
-        branch = self.conv1(active)
-        branch = self.conv2(nn.functional.relu(self.norm2(branch), inplace=True))
+        branch = self.conv2(self.norm2(self.conv1(active)))
         if keep is not None:
             branch = branch * keep[:, None, None, None].to(branch.dtype)
         return shortcut + branch  # type: ignore[no-any-return]

@@ -30,9 +30,8 @@ _DOWER = np.array(
         [0.831, 0.076, 0.230],
     ]
 )
-# Each artery's ischemic ST dipole, so long that the lead that sees it best moves by 1 mV per mV (V2 for LAD, V4 for LCX,
-# II for RCA); rows LAD, LCX, RCA.
-TERRITORIES = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]]) / np.abs(_DOWER).max(axis=0)[[2, 0, 1], None]
+# Each artery's ischemic ST dipole, per mV in the measured lead that sees it best; rows LAD (V2), LCX (V4), RCA (II).
+TERRITORIES = np.diag(1 / np.abs(_DOWER).max(axis=0))[[2, 0, 1]] * [[1.0], [-1.0], [-1.0]]
 
 # Center (s after R) and width (s) of each wave, then its dipole X, Y, Z in mV: P, three of QRS, two of T.
 _WAVES = np.array(
@@ -58,7 +57,7 @@ SITE_DEVICE = ("phantom cart 1", "phantom cart 2", "phantom cart 3")
 
 
 def _leads_from_electrodes() -> NDArray[np.float64]:
-    """Matrix (12, 9) from the potentials of RA, LA, LL, V1 ... V6 to the leads in the order of `stence_dist.ecg.LEADS`."""
+    """Matrix (12, 9) from the potentials of RA, LA, LL, V1 ... V6 to the leads, I first and V6 last."""
     matrix = np.zeros((12, 9))
     matrix[0, :3] = [-1, 1, 0]
     matrix[1, :3] = [-1, 0, 1]
@@ -85,7 +84,7 @@ _ELECTRODES = _electrodes_from_dipole()
 def draw_ecg(
     rng: np.random.Generator, patient: Physiology, ischemia_mv: NDArray[np.float64], config: PhantomEcgConfig
 ) -> NDArray[np.float64]:
-    """Leads (12, 5000) in mV at 500 Hz; limb leads obey Einthoven exactly. ischemia_mv (3,): ST dipole per territory."""
+    """Leads (12, 5000) in mV at 500 Hz; Einthoven holds exactly. ischemia_mv (3,): LAD, LCX, RCA."""
     beats = _beat_times(rng)
     dipole = _dipole(rng, beats, patient, ischemia_mv, config)
     matrix = _ELECTRODES * (1 + config.electrode_scale * rng.normal(size=(9, 3)))

@@ -58,7 +58,7 @@ def draw_physiology(rng: np.random.Generator, config: PhantomDiseaseConfig) -> P
     hypertrophy = hypertrophy_draw < 0.10 + 0.05 * np.clip(decades, 0, 2) + 0.05 * diabetes
 
     burden = config.burden * rng.normal() + 0.2 * decades + 0.3 * (male - 0.5)
-    burden += 0.35 * diabetes + 0.2 * hypertrophy + _SITE_BURDEN[site]
+    burden += 0.35 * (diabetes - 0.28) + 0.2 * hypertrophy + _SITE_BURDEN[site]
     stenosis = 1 / (1 + np.exp(-(config.offset + burden + config.artery * rng.normal(size=3))))
 
     segments, places = [], []

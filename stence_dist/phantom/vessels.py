@@ -81,7 +81,7 @@ def _on_ellipsoid(angles: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _heart_axes(tilt: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Columns: left wall, front wall and apex of the heart as unit vectors in patient axes, tilted by small angles in degrees."""
+    """Columns: left wall, front wall and apex of the heart as unit vectors in patient axes; tilt (3,) in degrees."""
     apex = np.array([0.62, -0.50, -0.60])
     apex /= np.linalg.norm(apex)
     wall = np.array([0.65, 0.70, 0.10])

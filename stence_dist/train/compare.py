@@ -21,16 +21,15 @@ from tqdm import tqdm
 
 from stence_dist import files
 from stence_dist.config.compare import NULL_ARMS, CompareConfig
-from stence_dist.config.load import to_yaml
 from stence_dist.data.shards import ShardSet
 from stence_dist.errors import ConfigError, SpecMismatchError
 from stence_dist.evaluate.label_efficiency import ALL, REFERENCE_WEIGHT, ArmScores, Comparison, patients_for
 from stence_dist.evaluate.probe import fit_probe
 from stence_dist.evaluate.st_features import st_features
 from stence_dist.models.ecg_tower import EcgTower, build_ecg_tower, load_ecg_tower
-from stence_dist.train.finetune import PREDICTION_COLUMNS, compute_device, result_identity, sigmoid
+from stence_dist.train.finetune import PREDICTION_COLUMNS, compute_device, sigmoid
 from stence_dist.train.labelled import LabelledRows, age_sex_probabilities, labelled_rows
-from stence_dist.train.run_folder import check_same_run, write_status
+from stence_dist.train.result_folder import conclude, describe, result_folder, result_identity
 from stence_dist.train.supervised import (
     EcgClassifier,
     classifier_scorer,
@@ -75,34 +74,36 @@ def compare(config: CompareConfig) -> None:
     folder = Path(config.run_dir)
     paths = {name: getattr(config, name) for name in ("weights", "unsupervised_weights", "shuffled_weights")}
     identity = result_identity(config, shards, paths)
-    files.FolderLock(folder, "compare").acquire()
-    if check_same_run(folder, identity) == "finished":
-        logger.info("%s is finished already; nothing to do.", folder)
-        return
-    pool = labelled_rows(shards, "train", config.task.target, config.targets, config.rows).require_both_classes()
-    test = labelled_rows(shards, "test", config.task.target, config.targets, "all").require_both_classes()
-    draws = {labels: _draws(pool, labels, config) for labels in config.labels}
-    towers = _towers(config)
-    files.write_text(folder / "config.yaml", to_yaml(config))
-    files.write_json(folder / "data.json", {"identity": identity, "shards": str(shards.folder)})
-    write_status(folder, "running", 0, "")
+    with result_folder(folder, "compare", identity) as wanted:
+        if not wanted:
+            return
+        # Everything that can be refused is refused before any work.
+        pool = labelled_rows(shards, "train", config.task.target, config.targets, config.rows).require_both_classes()
+        test = labelled_rows(shards, "test", config.task.target, config.targets, "all").require_both_classes()
+        draws = {labels: _draws(pool, labels, config) for labels in config.labels}
+        towers = _towers(config)
+        describe(folder, config, identity, shards)
 
-    scores = _frozen_scores(config, shards, towers, draws, pool, test)
-    scores |= _plain_scores(config, shards, draws, pool, test)
-    scores |= _network_scores(config, shards, draws, test)
+        scores = _frozen_scores(config, shards, towers, draws, pool, test)
+        scores |= _plain_scores(config, shards, draws, pool, test)
+        scores |= _network_scores(config, shards, draws, test)
 
-    arms = [ArmScores(cell.arm, _number(cell.labels), cell.stenosis_weight, values) for cell, values in scores.items()]
-    comparison = Comparison(
-        arms, test.labels, test.patient, draws=config.bootstrap, seed=config.seed, level=config.level
-    )
-    summary = {
-        "arms": comparison.arm_rows(config.cohort),
-        "differences": comparison.difference_rows() if config.cohort == "main" else [],
-        **_provenance(config, pool, test),
-    }
-    files.write_text(folder / "predictions.csv", _predictions(scores, test))
-    files.write_json(folder / "summary.json", summary)
-    write_status(folder, "finished", 0, "")
+        arms = [ArmScores(cell.arm, _number(cell.labels), cell.stenosis_weight, scores[cell]) for cell in scores]
+        comparison = Comparison(
+            arms, test.labels, test.patient, draws=config.bootstrap, seed=config.seed, level=config.level
+        )
+        summary = {
+            "arms": comparison.arm_rows(config.cohort),
+            "differences": comparison.difference_rows() if config.cohort == "main" else [],
+            **_provenance(config, pool, test),
+        }
+        files.write_text(folder / "predictions.csv", _predictions(scores, test))
+        files.write_json(folder / "summary.json", summary)
+        conclude(folder)
+    for row in summary["differences"]:
+        logger.info(
+            "%s at %s labels: %.3f [%.3f, %.3f]", *(row[name] for name in ("name", "labels", "mean", "low", "high"))
+        )
     logger.info("%s", folder / "summary.json")
 
 

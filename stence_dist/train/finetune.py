@@ -14,13 +14,12 @@ from tqdm import tqdm
 
 from stence_dist import files
 from stence_dist.config.finetune import FinetuneConfig
-from stence_dist.config.load import to_dict, to_yaml
 from stence_dist.data.shards import ShardSet
 from stence_dist.evaluate.probe import fit_probe
 from stence_dist.evaluate.statistics import choose_threshold, measure, measure_difference, patient_counts
 from stence_dist.models.ecg_tower import EcgTower, build_ecg_tower, load_ecg_tower
 from stence_dist.train.labelled import LabelledRows, age_sex_probabilities, labelled_rows
-from stence_dist.train.run_folder import check_same_run, write_status
+from stence_dist.train.result_folder import conclude, describe, result_folder, result_identity
 from stence_dist.train.supervised import (
     EcgClassifier,
     classifier_scorer,
@@ -45,53 +44,37 @@ def finetune(config: FinetuneConfig) -> None:
     shards = ShardSet.open(config.data.shards)
     folder = Path(config.run_dir)
     identity = result_identity(config, shards, {"weights": config.weights})
-    files.FolderLock(folder, "finetune").acquire()
-    if check_same_run(folder, identity) == "finished":
-        logger.info("%s is finished already; nothing to do.", folder)
-        return
+    with result_folder(folder, "finetune", identity) as wanted:
+        if not wanted:
+            return
+        # Everything that can be refused is refused before any work.
+        pool = labelled_rows(shards, "train", config.task.target, config.targets, config.rows)
+        fit = pool.draw(config.labels, config.label_seed).require_both_classes()
+        val = labelled_rows(shards, "val", config.task.target, config.targets, config.rows).require_both_classes()
+        test = labelled_rows(shards, "test", config.task.target, config.targets, "all")
+        tower = starting_tower(config)
+        describe(folder, config, identity, shards)
+        logger.info("%s on %d labelled ECGs of %d patients", config.mode, len(fit.rows), fit.counts()["patients"])
 
-    # Everything that can be refused is refused before any work.
-    pool = labelled_rows(shards, "train", config.task.target, config.targets, config.rows)
-    fit = pool.draw(config.labels, config.label_seed).require_both_classes()
-    val = labelled_rows(shards, "val", config.task.target, config.targets, config.rows).require_both_classes()
-    test = labelled_rows(shards, "test", config.task.target, config.targets, "all")
-    tower = starting_tower(config)
-    files.write_text(folder / "config.yaml", to_yaml(config))
-    files.write_json(folder / "data.json", {"identity": identity, "shards": str(shards.folder)})
-    write_status(folder, "running", 0, "")
-    logger.info("%s on %d labelled ECGs of %d patients", config.mode, len(fit.rows), fit.counts()["patients"])
-
-    learn = probe_probabilities if config.mode == "probe" else network_probabilities
-    probabilities = learn(tower, shards, config, fit, [val, test])
-    metrics = {
-        "mode": config.mode,
-        "target": config.task.target,
-        "labels": config.labels,
-        "label_seed": config.label_seed,
-        "rows": pool.kind,
-        "interval": {"level": config.level, "draws": config.bootstrap, "unit": "patient"},
-        "counts": {"train": fit.counts(), "val": val.counts(), "test": test.counts(), "pool": pool.counts()},
-        **measure_on_test(config, fit, val, test, probabilities),
-        "note": "Research use only. The threshold was chosen on validation; everything under test is on test rows.",
-    }
-    files.write_text(folder / "predictions.csv", predictions_csv(zip([val, test], probabilities, strict=True)))
-    files.write_json(folder / "metrics.json", metrics)
-    write_status(folder, "finished", 0, "")
+        learn = probe_probabilities if config.mode == "probe" else network_probabilities
+        probabilities = learn(tower, shards, config, fit, [val, test])
+        metrics = {
+            "mode": config.mode,
+            "target": config.task.target,
+            "labels": config.labels,
+            "label_seed": config.label_seed,
+            "rows": pool.kind,
+            "interval": {"level": config.level, "draws": config.bootstrap, "unit": "patient"},
+            "counts": {"train": fit.counts(), "val": val.counts(), "test": test.counts(), "pool": pool.counts()},
+            **measure_on_test(config, fit, val, test, probabilities),
+            "note": "Research use only. The threshold was chosen on validation; everything under test is on test rows.",
+        }
+        files.write_text(folder / "predictions.csv", predictions_csv(zip([val, test], probabilities, strict=True)))
+        files.write_json(folder / "metrics.json", metrics)
+        conclude(folder)
     found, baseline = metrics["test"], metrics["age_sex"]
     logger.info("test AUROC %s; age and sex alone %s", _with_interval(found), _with_interval(baseline))
     logger.info("%s", folder / "metrics.json")
-
-
-def result_identity(config: Any, shards: ShardSet, weights: Mapping[str, str | None]) -> dict[str, Any]:
-    """What decides a result: the config without paths and processes, the shards, and the bytes of the weights."""
-    values = to_dict(config)
-    values["data"] = {}
-    for name in ("run_dir", "workers", "batch_size"):
-        values.pop(name, None)
-    digests = {
-        name: files.sha256_file(path) if path and Path(path).is_file() else path for name, path in weights.items()
-    }
-    return {**values, **digests, "fingerprint": shards.fingerprint}
 
 
 def starting_tower(config: FinetuneConfig) -> EcgTower:

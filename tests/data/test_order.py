@@ -81,7 +81,7 @@ def test_batch_larger_than_the_set_is_refused() -> None:
 
 @pytest.mark.parametrize("accumulation", [1, 2, 4])
 def test_pools_do_not_depend_on_ranks(accumulation: int) -> None:
-    """The ranks' slices of each micro-batch, put side by side, are the one-rank micro-batch: same negatives at any W."""
+    """The ranks' slices of a micro-batch, side by side, are the one-rank micro-batch: the same negatives at any W."""
     alone = rank_positions(5, g=24, accumulation=accumulation, rank=0, world_size=1, micro=24 // accumulation)
     np.testing.assert_array_equal(alone.ravel(), np.arange(120, 144))
     for world_size in (2, 3):

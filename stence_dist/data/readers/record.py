@@ -134,7 +134,7 @@ def quantize(
     if np.isinf(signal_mv).any():
         raise ReaderError("the signal holds infinite values; NaN marks missing samples.")
     missing = np.isnan(signal_mv)
-    empty = [lead for lead, gone in zip(leads, missing.all(axis=1).tolist(), strict=True) if gone]
+    empty = [lead for number, lead in enumerate(leads) if missing[number].all()]
     if empty:
         raise ReaderError(f"lead {' '.join(empty)} holds no sample at all (NaN throughout); 12 leads needed.")
     spread = np.nanmax(signal_mv, axis=1) - np.nanmin(signal_mv, axis=1)

@@ -7,7 +7,7 @@ from stence_dist.config.ecg_encoder import ResNetConfig
 from stence_dist.ecg import EcgSpec
 from stence_dist.errors import ConfigError, SpecMismatchError
 from stence_dist.models.ecg import EcgEncoder
-from stence_dist.models.residual import ResidualBlock, channels_last, group_norm
+from stence_dist.models.residual import NormReLU, ResidualBlock, channels_last
 
 _STEM_FACTOR = 4  # 500 Hz is averaged down to 125 Hz
 
@@ -41,7 +41,7 @@ class ResNet(EcgEncoder):
             ResidualBlock(channels[stage], channels[stage + 1], kernel, (1, 1 if stage == 0 else 2))
             for stage in range(self.blocks)
         )
-        self.norm = group_norm(config.widths[-1])
+        self.norm = NormReLU(config.widths[-1])
 
     def forward(self, ecg: Tensor, keep_path: Tensor | None = None, return_tokens: bool = False) -> Tensor:
         """Features (B, width): mean and maximum over time; or tokens (B, N, widths[-1]), one per 4 * 2**(K-1) samples.
@@ -58,12 +58,12 @@ class ResNet(EcgEncoder):
         keep = None
         if keep_path is not None and keep_path.shape[1]:
             assert keep_path.shape[1] == self.blocks, "one drop-path mask per residual block"
-            keep = keep_path.to(torch.float32) / self._keep_probability
+            keep = keep_path.to(ecg.dtype) / self._keep_probability
         values = nn.functional.avg_pool1d(ecg, _STEM_FACTOR).unsqueeze(2)
         values = channels_last(self.stem(channels_last(values)))
         for number, stage in enumerate(self.stages):
             values = stage(values, None if keep is None else keep[:, number])
-        values = nn.functional.relu(self.norm(values), inplace=True).squeeze(2)
+        active: Tensor = self.norm(values).squeeze(2)
         if return_tokens:
-            return values.transpose(1, 2)
-        return torch.cat([values.mean(dim=2), values.amax(dim=2)], dim=1)
+            return active.transpose(1, 2)
+        return torch.cat([active.mean(dim=2), active.amax(dim=2)], dim=1)

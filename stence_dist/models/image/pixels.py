@@ -9,7 +9,7 @@ from stence_dist.config.image_tower import PixelsConfig
 from stence_dist.errors import ConfigError
 from stence_dist.models.image import ImageFeatures, ImageTower
 from stence_dist.models.image.pool import QueryPool
-from stence_dist.models.residual import ResidualBlock, channels_last, group_norm
+from stence_dist.models.residual import NormReLU, ResidualBlock, channels_last
 
 
 def normalize_frames(frames: Tensor, local_mean: int) -> Tensor:
@@ -41,7 +41,7 @@ class FrameEncoder(nn.Module):
             ResidualBlock(channels[stage], channels[stage + 1], (3, 3), (1, 1) if stage == 0 else (2, 2))
             for stage in range(len(config.channels))
         )
-        self.norm = group_norm(channels[-1])
+        self.norm = NormReLU(channels[-1])
         self.mean_token = nn.Linear(channels[-1], config.width)
         self.max_token = nn.Linear(channels[-1], config.width)
 
@@ -51,7 +51,7 @@ class FrameEncoder(nn.Module):
         values = channels_last(self.stem(channels_last(values)))
         for stage in self.stages:
             values = stage(values)
-        values = nn.functional.relu(self.norm(values), inplace=True)
+        values = self.norm(values)
         return torch.stack(
             [self.mean_token(values.mean(dim=(2, 3))), self.max_token(values.amax(dim=(2, 3)))],
             dim=1,

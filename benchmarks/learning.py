@@ -1,0 +1,254 @@
+"""Does pairing ECGs with angiograms pay? Label efficiency on phantom cohorts made for the purpose.
+
+    python benchmarks/learning.py out=DIR seed=S
+
+Makes a main cohort and a null cohort, pretrains (stenosis weight 0.3; shuffled pairs; weight 0 for longer; 0.3 on the
+null cohort), compares all arms, and writes DIR/learning.json, learning.md and learning.png. Every stage is a command
+of the system that finds its own finished work, so the same call goes on after a stop. Exit code 1: a rule failed.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from stence_dist import files
+from stence_dist.evaluate.figures import ARM_NAMES
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass
+class Sizes:
+    """The benchmark's size; the defaults are the claim's, smaller ones only try the machinery."""
+
+    out: str = "learning"
+    seed: int = 0
+    processes: int = 2
+    patients: int = 3334  # of which 90 % are training pairs
+    ecg_only: int = 3190  # of which `test` are the test split and 85 % of the rest are the pool of labels
+    test: int = 2000
+    null_patients: int = 1778
+    null_ecg_only: int = 5190
+    null_test: int = 4000
+    epochs: int = 18
+    epochs_without_labels: int = 30
+    draws: int = 10
+    repeats: int = 2
+    bootstrap: int = 1000
+
+
+def main() -> int:
+    """Run every stage, write the three files, print table and rules."""
+    sizes = parse(sys.argv[1:])
+    out, clock = Path(sizes.out), time.perf_counter()
+    seconds: dict[str, float] = {}
+
+    def stage(name: str, *command: str) -> None:
+        started = time.perf_counter()
+        print(f"== {name} ({started - clock:.0f} s)", flush=True)
+        subprocess.run(command, check=True, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        seconds[name] = round(time.perf_counter() - started, 1)
+
+    for cohort in ("main", "null"):
+        stage(f"{cohort} phantom", *phantom_command(sizes, cohort))
+        stage(f"{cohort} shards", *shards_command(sizes, cohort))
+    weight, longer = "loss.stenosis_weight=0", f"epochs={sizes.epochs_without_labels}"
+    stage("pretraining, weight 0.3", *pretrain_command(sizes, "main", "paired"))
+    stage("pretraining, shuffled pairs", *pretrain_command(sizes, "main", "shuffled", "shuffle_pairs=true"))
+    stage("pretraining, weight 0", *pretrain_command(sizes, "main", "unsupervised", weight, longer))
+    stage("pretraining, null cohort", *pretrain_command(sizes, "null", "paired"))
+    stage("comparison, main", *compare_command(sizes, "main"))
+    stage("comparison, null", *compare_command(sizes, "null"))
+
+    summaries = {cohort: files.read_json(out / cohort / "compare" / "summary.json") for cohort in ("main", "null")}
+    arms = summaries["main"]["arms"] + summaries["null"]["arms"]
+    differences = summaries["main"]["differences"]
+    rules = check(arms, differences)
+    files.write_json(
+        out / "learning.json",
+        {
+            "arms": arms,
+            "differences": differences,
+            "rules": rules,
+            "command": " ".join(["python", *sys.argv]),
+            "sizes": {field.name: getattr(sizes, field.name) for field in fields(sizes) if field.name != "out"},
+            "counts": {
+                cohort: {part: summary[part] for part in ("pool", "test")} for cohort, summary in summaries.items()
+            },
+            "stage_s": seconds,
+            "note": summaries["main"]["note"],
+        },
+    )
+    text = table(arms, differences, rules, summaries)
+    files.write_text(out / "learning.md", text)
+    with files.replacing(out / "learning.png") as temporary:
+        plot(arms).savefig(temporary, format="png", dpi=130)
+    print(text)
+    print(f"{time.perf_counter() - clock:.0f} s in all\n{out / 'learning.json'}")
+    return 0 if all(rule["passed"] for rule in rules) else 1
+
+
+def parse(arguments: list[str]) -> Sizes:
+    """Sizes from key=value texts; an unknown key ends the program."""
+    known = {field.name: field.type for field in fields(Sizes)}
+    given: dict[str, Any] = {}
+    for argument in arguments:
+        name, _, value = argument.partition("=")
+        if name not in known or not value:
+            sys.exit(f"error: {argument} is not understood. Keys: {', '.join(known)}")
+        given[name] = value if name == "out" else int(value)
+    sizes = Sizes(**given)
+    return Sizes(**{**vars(sizes), "out": str(Path(sizes.out).absolute())})
+
+
+def phantom_command(sizes: Sizes, cohort: str) -> list[str]:
+    """Command that writes one cohort. The null cohort has a seed of its own, so that no patient is in both."""
+    null = cohort == "null"
+    prefix = "null_" if null else ""
+    return [
+        *(sys.executable, "launch/phantom.py", f"out={sizes.out}/{cohort}/cohort"),
+        f"patients={getattr(sizes, f'{prefix}patients')}",
+        f"ecg_only={getattr(sizes, f'{prefix}ecg_only')}",
+        f"ecg_only_test={getattr(sizes, f'{prefix}test')}",
+        f"null={str(null).lower()}",
+        f"seed={sizes.seed + (1_000_000 if null else 0)}",
+        f"workers={sizes.processes}",
+    ]
+
+
+def shards_command(sizes: Sizes, cohort: str) -> list[str]:
+    """Command that builds one cohort's shards."""
+    folder = f"{sizes.out}/{cohort}"
+    return [
+        *(sys.executable, "shards/build.py", f"cohort={folder}/cohort/cohort.csv", f"out={folder}/shards"),
+        f"workers={sizes.processes}",
+        f"split_seed={sizes.seed}",
+    ]
+
+
+def pretrain_command(sizes: Sizes, cohort: str, run: str, *keys: str) -> list[str]:
+    """Command of one pretraining in the frozen recipe, `keys` aside."""
+    epochs = [] if any(key.startswith("epochs=") for key in keys) else [f"epochs={sizes.epochs}"]
+    return [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={sizes.processes}"),
+        *("launch/pretrain.py", "recipe=phantom", f"data.shards={sizes.out}/{cohort}/shards"),
+        *(f"run_dir={sizes.out}/{cohort}/{run}", f"seed={sizes.seed}", *epochs, *keys),
+    ]
+
+
+def compare_command(sizes: Sizes, cohort: str) -> list[str]:
+    """Command of one comparison."""
+    folder = f"{sizes.out}/{cohort}"
+    others = {"unsupervised_weights": "unsupervised", "shuffled_weights": "shuffled"} if cohort == "main" else {}
+    return [
+        *(sys.executable, "launch/compare.py", f"data.shards={folder}/shards", f"run_dir={folder}/compare"),
+        f"weights={folder}/paired/ecg_tower.safetensors",
+        *(f"{name}={folder}/{run}/ecg_tower.safetensors" for name, run in others.items()),
+        *(f"cohort={cohort}", "labels=[50,200,all]", f"draws={sizes.draws}", f"repeats={sizes.repeats}"),
+        *(f"bootstrap={sizes.bootstrap}", f"workers={sizes.processes}", f"seed={sizes.seed}"),
+    ]
+
+
+def check(arms: list[dict[str, Any]], differences: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each rule of the claim with what was found, and whether it holds."""
+
+    def difference(name: str, labels: int | str, weight: float = 0.3) -> dict[str, Any]:
+        return next(
+            row for row in differences if (row["name"], row["labels"], row["stenosis_weight"]) == (name, labels, weight)
+        )
+
+    def rule(text: str, row: dict[str, Any], passed: bool) -> dict[str, Any]:
+        bounds = [name for name in ("mean", "low", "high", "low99", "high99") if name in row]
+        return {"rule": text, "passed": bool(passed), **{name: row[name] for name in bounds}}
+
+    few, shuffled = difference("probe-scratch", 50), difference("probe-shuffled", 50)
+    gain, unsupervised = difference("gain50-gainall", 50), difference("probe-scratch", 50, 0.0)
+    tuned, hand = difference("finetune-scratch", "all"), difference("scratch-hand", "all")
+    rules = [
+        rule("probe - scratch at 50 labels >= 0.10, interval above 0", few, few["mean"] >= 0.10 and few["low"] > 0),
+        rule(
+            "probe - shuffled at 50 >= 0.06, interval above 0",
+            shuffled,
+            shuffled["mean"] >= 0.06 and shuffled["low"] > 0,
+        ),
+        rule("gain(50) - gain(all), interval above 0", gain, gain["low"] > 0),
+        rule("fine-tuning at all labels >= scratch - 0.02", tuned, tuned["mean"] >= -0.02),
+        rule("scratch at all labels >= hand-made features - 0.02", hand, hand["mean"] >= -0.02),
+        rule("weight 0: probe - scratch at 50, interval above 0", unsupervised, unsupervised["low"] > 0),
+    ]
+    for row in arms:
+        if row["cohort"] == "null" and row["labels"] == 50:
+            passed = abs(row["mean"] - 0.5) <= 0.03 and row["low99"] <= 0.5 <= row["high99"]
+            rules.append(rule(f"null cohort: {row['arm']} at 50 within 0.03 of 0.5, in its 99 % interval", row, passed))
+    return rules
+
+
+def table(
+    arms: list[dict[str, Any]],
+    differences: list[dict[str, Any]],
+    rules: list[dict[str, Any]],
+    summaries: dict[str, Any],
+) -> str:
+    """Arms, differences and rules as Markdown."""
+
+    def cell(row: dict[str, Any]) -> str:
+        return f"{row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+
+    counts = list(dict.fromkeys(str(row["labels"]) for row in arms))
+    head = ["| cohort | arm | weight | " + " | ".join(counts) + " |", "|---" * (3 + len(counts)) + "|"]
+    lines = ["# Label efficiency on the phantom", "", "Test AUROC by labelled patients.", "", *head]
+    for key in dict.fromkeys((row["cohort"], row["arm"], row["stenosis_weight"]) for row in arms):
+        found = {str(r["labels"]): cell(r) for r in arms if (r["cohort"], r["arm"], r["stenosis_weight"]) == key}
+        lines.append(f"| {key[0]} | {key[1]} | {key[2]:g} | " + " | ".join(found.get(n, "") for n in counts) + " |")
+    lines += ["", "| difference | weight | labels | AUROC |", "|---|---|---|---|"]
+    lines += [f"| {r['name']} | {r['stenosis_weight']:g} | {r['labels']} | {cell(r)} |" for r in differences]
+    lines += ["", "| rule | found | |", "|---|---|---|"]
+    lines += [f"| {r['rule']} | {cell(r)} | {'pass' if r['passed'] else '**FAIL**'} |" for r in rules]
+    main = summaries["main"]
+    level, draws = main["interval"]["level"], main["interval"]["draws"]
+    lines += [
+        "",
+        f"Pool {main['pool']['patients']}, test {main['test']['patients']} patients; {level:.0%} intervals, {draws} "
+        "bootstrap draws over label draws and test patients. They do not cover cohort and pretraining seed. "
+        f"{main['note']}",
+        "",
+        f"Command: `{' '.join(['python', *sys.argv])}`",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def plot(arms: list[dict[str, Any]]) -> Figure:
+    """AUROC by labels: the main cohort's arms, and the null cohort's."""
+    figure = Figure(figsize=(10.5, 4.8), layout="constrained")
+    panels = figure.subplots(1, 2, width_ratios=(2, 1), sharey=True)
+    counts = list(dict.fromkeys(str(row["labels"]) for row in arms))
+    for axes, cohort in zip(panels, ("main", "null"), strict=True):
+        keys = list(dict.fromkeys((row["arm"], row["stenosis_weight"]) for row in arms if row["cohort"] == cohort))
+        for number, (arm, weight) in enumerate(keys):
+            rows = [r for r in arms if (r["cohort"], r["arm"], r["stenosis_weight"]) == (cohort, arm, weight)]
+            x = [counts.index(str(row["labels"])) + (number - (len(keys) - 1) / 2) * 0.06 for row in rows]
+            mean = [row["mean"] for row in rows]
+            bars = [[row["mean"] - row["low"] for row in rows], [row["high"] - row["mean"] for row in rows]]
+            name = ARM_NAMES[arm] + (f", weight {weight:g}" if arm in ("probe", "finetune") else "")
+            color = f"C{list(ARM_NAMES).index(arm)}"
+            style = "--" if weight == 0 else "-"
+            axes.errorbar(x, mean, yerr=bars, label=name, color=color, linestyle=style, marker="o", capsize=2)
+        axes.axhline(0.5, color="0.4", linewidth=1, linestyle=":")
+        axes.set_xticks(range(len(counts)), counts)
+        axes.set_xlabel("labelled training patients")
+        axes.set_title(f"{cohort} cohort")
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("test AUROC, 95 % interval")
+    panels[0].legend(fontsize=8, loc="lower right")
+    return figure
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,73 @@
+"""Stored backbone features: one `.npy` or `.safetensors` file of tokens (F, N, D) per view in a study folder."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from stence_dist.data.readers.arrays import NPY_MAGIC, load_npy
+from stence_dist.data.readers.record import ImageStudy, ReaderError, View
+from stence_dist.data.readers.views_table import read_views_table
+
+_LARGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
+
+
+def is_features(path: Path) -> bool:
+    """Whether `path` is a .npy or .safetensors file, by its first bytes."""
+    with open(path, "rb") as file:
+        start = file.read(9)
+    if start.startswith(NPY_MAGIC):
+        return True
+    length = int.from_bytes(start[:8], "little")
+    return start[8:9] == b"{" and 2 <= length <= min(_LARGEST_HEADER, path.stat().st_size)
+
+
+def _load_tokens(path: Path) -> tuple[NDArray[Any], str]:
+    """Tokens (F, N, D) of one file, and the type that they are stored as: float16, or bfloat16 where they came so."""
+    with open(path, "rb") as file:
+        is_npy = file.read(len(NPY_MAGIC)) == NPY_MAGIC
+    if is_npy:
+        tokens = load_npy(path, "study_path")
+        if tokens.dtype.kind != "f":
+            raise ReaderError(f"tokens are of type {tokens.dtype}; expected float16 or float32.", "study_path")
+        return tokens, "float16"
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, json.JSONDecodeError, OSError, ValueError):
+        raise ReaderError("a .safetensors file of tokens is truncated or damaged.", "study_path") from None
+    if "tokens" not in tensors and len(tensors) != 1:
+        raise ReaderError(f"a .safetensors file holds {len(tensors)} tensors; expected one, or 'tokens'.", "study_path")
+    tensor = tensors.get("tokens", next(iter(tensors.values())))
+    if not tensor.is_floating_point():
+        raise ReaderError(f"tokens are of type {tensor.dtype}; expected float16, bfloat16 or float32.", "study_path")
+    if tensor.dtype == torch.bfloat16:
+        return tensor.float().numpy(), "bfloat16"
+    return tensor.numpy(), "float16"
+
+
+def read_features(folder: Path, files: list[Path]) -> ImageStudy:
+    """The views of a study of stored features, by file name; angles from views.csv. Raises ReaderError."""
+    notes = read_views_table(folder)
+    views, kinds = [], set()
+    for path in files:
+        tokens, dtype = _load_tokens(path)
+        if tokens.ndim != 3 or 0 in tokens.shape:
+            raise ReaderError(f"tokens of a view have shape {tokens.shape}; expected (F, N, D).", "study_path")
+        largest = np.abs(tokens.astype(np.float32)).max()
+        if not np.isfinite(largest) or (dtype == "float16" and largest > np.finfo(np.float16).max):
+            raise ReaderError("tokens of a view hold NaN, infinity, or values beyond float16.", "study_path")
+        name = path.relative_to(folder).as_posix()
+        note = notes.get(name)
+        angulation = note.angulation if note else np.full(2, np.nan, dtype=np.float32)
+        key_frame = note.key_frame if note else None
+        meta = {"key_frame": key_frame, "key_frame_source": "views.csv" if key_frame is not None else None}
+        views.append(View(tokens, angulation, {**meta, "frame_time": None, "frames": len(tokens)}))
+        kinds.add(dtype)
+    if len(kinds) > 1:
+        raise ReaderError("the views of a study mix bfloat16 and other floats; store them alike.", "study_path")
+    return ImageStudy("tokens", views, 0, kinds.pop())

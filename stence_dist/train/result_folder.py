@@ -1,0 +1,59 @@
+"""The folder of a result that one process makes: held while it is made, described, and found again when finished."""
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from stence_dist import files
+from stence_dist.config.load import to_dict, to_yaml
+from stence_dist.data.shards import ShardSet
+from stence_dist.train.run_folder import check_same_run, write_status
+
+logger = logging.getLogger("stence_dist")
+
+# Keys that never change a result.
+_FREE_KEYS = ("run_dir", "workers", "data")
+
+
+def result_identity(config: Any, shards: ShardSet, weights: Mapping[str, str | None]) -> dict[str, Any]:
+    """What decides a result: the config without paths and processes, the shards, and the bytes of the weights."""
+    values = {name: value for name, value in to_dict(config).items() if name not in _FREE_KEYS}
+    digests = {
+        name: files.sha256_file(path) if path and Path(path).is_file() else path for name, path in weights.items()
+    }
+    return {**values, **digests, "fingerprint": shards.fingerprint}
+
+
+@contextlib.contextmanager
+def result_folder(folder: Path, purpose: str, identity: dict[str, Any]) -> Iterator[bool]:
+    """Hold `folder`; yields False where it has the result of `identity` already.
+
+    Raises RefusedError where another process holds it, ConfigError where it has a result of another identity. A
+    failure of the body leaves `status.json` saying so, where `describe` was reached.
+    """
+    lock = files.FolderLock(folder, purpose).acquire()
+    try:
+        finished = check_same_run(folder, identity) == "finished"
+        if finished:
+            logger.info("%s is finished already; nothing to do.", folder)
+        yield not finished
+    except Exception as error:
+        if (folder / "status.json").exists() and files.read_json(folder / "status.json")["state"] == "running":
+            write_status(folder, "failed", 0, f"{type(error).__name__}: {error}")
+        raise
+    finally:
+        lock.release()
+
+
+def describe(folder: Path, config: Any, identity: dict[str, Any], shards: ShardSet) -> None:
+    """Write what the result is made from; call it once nothing can be refused any more."""
+    files.write_text(folder / "config.yaml", to_yaml(config))
+    files.write_json(folder / "data.json", {"identity": identity, "shards": str(shards.folder.resolve())})
+    write_status(folder, "running", 0, "")
+
+
+def conclude(folder: Path) -> None:
+    """Mark the result as finished."""
+    write_status(folder, "finished", 0, "")

@@ -1,0 +1,163 @@
+"""Fine-tuning end to end on a small shard set: files, schema, reproducibility and refusals."""
+
+import csv
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from labelled_shards import SIZES, labelled_shards
+
+from stence_dist.config.ecg_encoder import ResNetConfig
+from stence_dist.config.finetune import FinetuneConfig, LabelledDataConfig, SupervisedConfig, TaskConfig
+from stence_dist.config.targets import TargetsConfig
+from stence_dist.data.shards import ShardSet
+from stence_dist.errors import ConfigError, DataError
+from stence_dist.evaluate.statistics import auroc
+from stence_dist.models.ecg_tower import build_ecg_tower, save_ecg_tower
+from stence_dist.train.finetune import finetune
+from stence_dist.train.labelled import labelled_rows
+from stence_dist.train.supervised import EcgClassifier, rate_at, train_classifier, training_reader, updates_for
+
+TINY = ResNetConfig(seconds=1.0, windows=2, widths=[4, 8])
+# Percent 0 where seg_3 is not reported: otherwise a patient without severe segments would be unknown.
+NORMAL = TargetsConfig(unreported="normal")
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory, cohort_writer: Callable[..., Path]) -> Path:
+    """The shared labelled set."""
+    return labelled_shards(tmp_path_factory, cohort_writer)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny tower with a projector."""
+    path = tmp_path_factory.mktemp("weights") / "ecg_tower.safetensors"
+    save_ecg_tower(path, build_ecg_tower(TINY, 6, seed=1))
+    return path
+
+
+def config(shards: Path, run_dir: Path, weights: Path | None, **changes: Any) -> FinetuneConfig:
+    """A run of seconds."""
+    return FinetuneConfig(
+        **{
+            "run_dir": str(run_dir),
+            "weights": str(weights) if weights else None,
+            "bootstrap": 50,
+            "data": LabelledDataConfig(shards=str(shards)),
+            "targets": NORMAL,
+            "ecg_encoder": TINY,
+            "supervised": SupervisedConfig(steps=3, batch_size=8),
+            **changes,
+        }
+    )
+
+
+def predictions(run_dir: Path) -> list[dict[str, str]]:
+    """Rows of predictions.csv."""
+    with open(run_dir / "predictions.csv", newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("mode", ["probe", "finetune", "scratch"])
+def test_each_mode_writes_metrics_and_predictions(mode: str, shards: Path, weights: Path, tmp_path: Path) -> None:
+    """Strict JSON whose test AUROC follows from predictions.csv; val rows are ECG only, test rows all labelled ones."""
+    finetune(config(shards, tmp_path / "run", None if mode == "scratch" else weights, mode=mode))
+    text = (tmp_path / "run" / "metrics.json").read_text()
+    metrics = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} in metrics.json"))
+    rows = predictions(tmp_path / "run")
+    assert list(rows[0]) == ["patient_key", "sample", "split", "target", "label", "probability"]
+    assert [sum(row["split"] == split for row in rows) for split in ("train", "val", "test")] == [
+        0,
+        SIZES["val"][1],
+        sum(SIZES["test"]) ,
+    ]  # fmt: skip
+    assert metrics["rows"] == "ecg_only"
+    assert metrics["counts"]["train"] == {"rows": 24, "patients": 24, "positive": 12}
+    test = [row for row in rows if row["split"] == "test"]
+    found = auroc(np.array([int(row["label"]) for row in test]), np.array([float(row["probability"]) for row in test]))
+    assert metrics["test"]["auroc"] == pytest.approx(found)
+    assert metrics["test"]["auroc_low"] <= metrics["test"]["auroc"] <= metrics["test"]["auroc_high"]
+    for name in ("auprc", "brier", "sensitivity", "specificity", "ppv", "npv"):
+        assert name in metrics["test"]
+    difference = metrics["test"]["auroc"] - metrics["age_sex"]["auroc"]
+    assert metrics["difference_to_age_sex"]["auroc"] == pytest.approx(difference)
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "finished"
+
+
+def test_the_same_command_gives_the_same_bytes(shards: Path, weights: Path, tmp_path: Path) -> None:
+    """Two runs in two folders, one with a loader process, write equal predictions; a second call reuses the first."""
+    for name, workers in (("a", 0), ("b", 1)):
+        data = LabelledDataConfig(shards=str(shards), workers=workers)
+        finetune(config(shards, tmp_path / name, weights, mode="finetune", labels="12", data=data))
+    first, second = ((tmp_path / name / "predictions.csv").read_bytes() for name in "ab")
+    assert first == second
+    before = (tmp_path / "a" / "metrics.json").stat().st_mtime_ns
+    finetune(config(shards, tmp_path / "a", weights, mode="finetune", labels="12"))
+    assert (tmp_path / "a" / "metrics.json").stat().st_mtime_ns == before
+    with pytest.raises(ConfigError, match="label_seed"):
+        finetune(config(shards, tmp_path / "a", weights, mode="finetune", labels="12", label_seed=1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "part"),
+    [
+        ({"task": TaskConfig(target="seg_2")}, DataError, "targets.unreported=normal"),
+        ({"task": TaskConfig(target="seg_3"), "targets": TargetsConfig()}, DataError, "none of the"),
+        ({"labels": "1"}, DataError, "more labels"),
+        ({"labels": "25"}, ConfigError, "24 training patients"),
+        ({"task": TaskConfig(target="seg_17")}, ConfigError, "seg_17"),
+    ],
+)
+def test_useless_labels_are_refused(
+    changes: dict[str, Any], error: type[Exception], part: str, shards: Path, weights: Path, tmp_path: Path
+) -> None:
+    """One class, no label, too many labels: an error that says what to change, and no result."""
+    with pytest.raises(error, match=part):
+        finetune(config(shards, tmp_path, weights, **changes))
+    assert not (tmp_path / "metrics.json").exists()
+
+
+def test_rows_choose_train_and_validation_only(shards: Path) -> None:
+    """paired and all give other rows; unknown labels never count."""
+    opened = ShardSet.open(shards)
+    for rows, count in (("auto", 24), ("ecg_only", 24), ("paired", 10), ("all", 34)):
+        assert len(labelled_rows(opened, "train", "patient", NORMAL, rows).rows) == count
+    assert len(labelled_rows(opened, "test", "rca", TargetsConfig(), "all").rows) < 16
+
+
+def test_budget_and_rate() -> None:
+    """60, 150, 500 updates at 50, 200, 1,000 labels, flat outside; the rate warms up to its peak and ends near 0."""
+    assert [updates_for(count) for count in (5, 50, 200, 1000, 9000)] == [60, 60, 150, 500, 500]
+    assert updates_for(100) == 105  # halfway in the logarithm
+    rates = [rate_at(step, 100, SupervisedConfig()) for step in range(100)]
+    assert np.argmax(rates) == 10
+    assert max(rates) == pytest.approx(1e-3)
+    assert rates[-1] < 1e-5
+    assert all(np.diff(rates[:11]) > 0)
+
+
+def test_training_learns_a_planted_label(shards: Path) -> None:
+    """The loss on a handful of recordings falls well below chance, and every tensor of the network moves."""
+    opened = ShardSet.open(shards)
+    rows = labelled_rows(opened, "train", "patient", NORMAL, "auto").draw("8", 0)
+    tower = build_ecg_tower(TINY, None, seed=0)
+    classifier = EcgClassifier(tower.encoder)
+    before = {name: value.clone() for name, value in classifier.state_dict().items()}
+    settings = SupervisedConfig(steps=60, lr=1e-2)
+    plain = dataclasses.replace(
+        settings.augment, mask_probability=0.0, noise_probability=0.0, amplitude_probability=0.0
+    )
+    settings = dataclasses.replace(settings, augment=plain)
+    reader = training_reader(opened, rows.rows, tower, settings, seed=0, verify="always")
+    losses: list[float] = []
+    labels = dict(zip(rows.sample.tolist(), rows.labels.tolist(), strict=True))
+    train_classifier(classifier, reader, labels, settings, workers=0, on_update=lambda _, loss: losses.append(loss))
+    assert losses[0] == pytest.approx(np.log(2), abs=1e-6)  # the head starts at zero
+    assert np.mean(losses[-5:]) < 0.35
+    assert all(not torch.equal(before[name], value) for name, value in classifier.state_dict().items())
