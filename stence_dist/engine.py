@@ -136,6 +136,8 @@ def deepspeed_config(
             "reduce_bucket_size": BUCKET_ELEMENTS,
             "allgather_bucket_size": BUCKET_ELEMENTS,
             "round_robin_gradients": False,  # true would scramble which rank holds which piece of a parameter
+            # True replaces torch's linear in the whole process at stage 3, by one that rounds differently in bf16.
+            "memory_efficient_linear": False,
             "stage3_prefetch_bucket_size": BUCKET_ELEMENTS,
             "stage3_param_persistence_threshold": PERSISTENCE_ELEMENTS,
         },

@@ -54,8 +54,9 @@ class Tower(nn.Module):
         self.register_buffer("gain", torch.ones(1))
 
     def forward(self, values: Tensor) -> Tensor:
-        hidden = torch.tanh(self.norm(self.enter(values * self.gain)))
-        return self.leave(hidden + self.fixed(hidden))
+        tokens = (values * self.gain).unsqueeze(1)  # (B, 1, inputs): three dimensions, as a decoder has
+        hidden = torch.tanh(self.norm(self.enter(tokens)))
+        return self.leave(hidden + self.fixed(hidden)).squeeze(1)
 
 
 class SmallPairModel(nn.Module):

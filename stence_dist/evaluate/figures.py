@@ -107,7 +107,7 @@ def label_efficiency_svg(arms: Sequence[Mapping[str, Any]], level: float) -> str
         lines.setdefault((row["arm"], row["stenosis_weight"]), []).append(row)
     weights = {row["stenosis_weight"] for row in arms if row["arm"] in ("probe", "finetune")}
     with matplotlib.rc_context(_STYLE):
-        figure, axes = _draw((6.4, 4.2))
+        figure, axes = _draw((5.4, 4.7))
         for number, ((arm, weight), rows) in enumerate(lines.items()):
             shift = (number - (len(lines) - 1) / 2) * 0.07
             known = [row for row in rows if row["mean"] is not None and row["low"] is not None]
@@ -133,7 +133,7 @@ def label_efficiency_svg(arms: Sequence[Mapping[str, Any]], level: float) -> str
         axes.set_xlim(-0.5, len(counts) - 0.5)
         axes.set_xlabel("labelled training patients")
         axes.set_ylabel(f"test AUROC, {level:.0%} interval")
-        figure.legend(loc="outside lower center", ncols=2)
+        figure.legend(loc="outside lower center", ncols=2, fontsize=8.5)
         return _svg(figure, "label efficiency")
 
 
@@ -144,7 +144,7 @@ def _by_count(labels: int | str) -> float:
 def roc_svg(curves: Sequence[tuple[str, str, NDArray[Any], NDArray[Any]]], title: str) -> str:
     """ROC curves of (arm, label, truth (n,), probability (n,)), each with both classes."""
     with matplotlib.rc_context(_STYLE):
-        figure, axes = _draw((4.6, 4.4))
+        figure, axes = _draw((4.9, 4.7))
         for arm, label, truth, probability in curves:
             false_rate, true_rate = roc_curve(truth, probability)
             color = _COLORS[list(ARM_NAMES).index(arm)]

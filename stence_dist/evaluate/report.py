@@ -7,6 +7,7 @@ where its file is there. Text goes through an autoescaping template; the page ma
 import csv
 import json
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -97,9 +98,13 @@ def _comparison(place: Path) -> Section | None:
         for arm, weight in dict.fromkeys((row["arm"], row["stenosis_weight"]) for row in rows):
             chosen = [row for row in rows if (row["arm"], row["stenosis_weight"]) == (arm, weight)]
             curves += _roc_curve(arm, ARM_NAMES[arm], chosen)
+    counts = list(dict.fromkeys(row["labels"] for row in arms))
     return {
         "kind": "comparison",
         "summary": summary,
+        "counts": counts,
+        "arm_table": _by_labels(arms, "arm"),
+        "difference_table": _by_labels(differences, "name"),
         "arm_names": ARM_NAMES,
         "few": few,
         "gain": gain,
@@ -107,6 +112,14 @@ def _comparison(place: Path) -> Section | None:
         "plot": Markup(label_efficiency_svg(arms, level)),
         "roc": Markup(roc_svg(curves, f"ROC of {place.name}")) if curves else None,
     }
+
+
+def _by_labels(rows: Sequence[dict[str, Any]], name: str) -> dict[tuple[str, float], dict[int | str, dict[str, Any]]]:
+    """(name, stenosis weight) -> number of labels -> row, in the order of `rows`."""
+    found: dict[tuple[str, float], dict[int | str, dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault((row[name], row["stenosis_weight"]), {})[row["labels"]] = row
+    return found
 
 
 def _test_metrics(place: Path) -> Section:
@@ -144,8 +157,14 @@ def _training(place: Path) -> Section | None:
     validations = [row for row in rows if row.get("split") == "val"]
     plots = []
     if steps:
-        series = [(name, *_column(steps, name)) for name in ("loss", "contrastive", "stenosis")]
-        plots.append(("Training loss", curves_svg("loss", _drawn(series), xlabel="step", ylabel="loss")))
+        series = [(name, *_column(steps, name)) for name in ("loss", "contrastive")]
+        reference = _chance_loss(place)
+        drawn = curves_svg("loss", _drawn(series), xlabel="step", ylabel="loss", reference=reference)
+        plots.append(("Training loss", drawn))
+        series = [("stenosis", *_column(steps, "stenosis"))]
+        if _drawn(series):
+            drawn = curves_svg("stenosis loss", series, xlabel="step", ylabel="loss")
+            plots.append(("Stenosis loss on the angiograms", drawn))
     if validations:
         chance = validations[-1].get("val/chance/recall@5")
         series = [(f"recall@{k}", *_column(validations, f"val/recall@{k}")) for k in (1, 5, 10)]
@@ -169,6 +188,15 @@ def _training(place: Path) -> Section | None:
         "last": steps[-1] if steps else None,
         "validation": validations[-1] if validations else None,
     }
+
+
+def _chance_loss(place: Path) -> tuple[str, float] | None:
+    """The contrastive loss of a tower that knows nothing: the logarithm of the pool."""
+    engine = _config(place).get("engine")
+    if not engine:
+        return None
+    pool = engine["global_batch_size"] // engine["accumulation"]
+    return f"chance, ln {pool}", math.log(pool)
 
 
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -211,9 +239,14 @@ def _cohort(places: Sequence[Path], root: Path) -> tuple[Section | None, Section
 
 def _targets(place: Path) -> TargetsConfig:
     """The targets that the run in `place` was configured with."""
+    return TargetsConfig(**_config(place).get("targets", {}))
+
+
+def _config(place: Path) -> dict[str, Any]:
+    """The resolved config that a folder holds; empty where it holds none."""
     path = place / "config.yaml"
-    values = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
-    return TargetsConfig(**values.get("targets", {}))
+    values: dict[str, Any] = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
+    return values
 
 
 def _split_row(split: str, table: SampleTable, targets: TargetsConfig) -> Section:

@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from stence_dist import files
-from stence_dist.config.compare import NULL_ARMS, CompareConfig
+from stence_dist.config.compare import ARMS, NULL_ARMS, CompareConfig
 from stence_dist.data.shards import ShardSet
 from stence_dist.errors import ConfigError, SpecMismatchError
 from stence_dist.evaluate.label_efficiency import ALL, REFERENCE_WEIGHT, ArmScores, Comparison, patients_for
@@ -88,6 +88,10 @@ def compare(config: CompareConfig) -> None:
         scores |= _plain_scores(config, shards, draws, pool, test)
         scores |= _network_scores(config, shards, draws, test)
 
+        order = sorted(
+            scores, key=lambda cell: (ARMS.index(cell.arm), -cell.stenosis_weight, config.labels.index(cell.labels))
+        )
+        scores = {cell: scores[cell] for cell in order}
         arms = [ArmScores(cell.arm, _number(cell.labels), cell.stenosis_weight, scores[cell]) for cell in scores]
         comparison = Comparison(
             arms, test.labels, test.patient, draws=config.bootstrap, seed=config.seed, level=config.level

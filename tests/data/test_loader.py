@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+import stence_dist
 from stence_dist.batch import PairBatch
 from stence_dist.config.data import AugmentConfig
 from stence_dist.data.augment import augment_ecg
@@ -311,7 +312,11 @@ def test_workers_outlast_signals_and_not_their_parent(small_shards: Path, tmp_pa
     script = tmp_path / "loading_rank.py"
     script.write_text(LOADING_RANK)
     rank = subprocess.Popen(
-        [sys.executable, str(script), str(small_shards)], stdout=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, str(script), str(small_shards)],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": str(Path(stence_dist.__file__).parents[1])},
     )
     try:
         assert rank.stdout is not None

@@ -1,0 +1,266 @@
+"""The cohort table: what passes, what is rejected, and who is tested."""
+
+import csv
+import hashlib
+import hmac
+import importlib
+import stat
+from collections import Counter
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from stence_dist.config.build import ColumnsConfig
+from stence_dist.data.cohort import (
+    Cohort,
+    check_splits_filled,
+    limit_rows,
+    patient_key,
+    read_cohort,
+    read_key,
+)
+from stence_dist.errors import DataError, MissingExtraError
+
+SECRET = b"0123456789abcdef"
+FIELDS = ["patient_id", "ecg_path", "study_path", "days_between", "age", "sex", "site"]
+SEGMENTS = [f"seg_{number}" for number in range(1, 17)]
+Row = dict[str, Any]
+
+
+def patients(count: int, **changes: Any) -> list[Row]:
+    """One pair per patient; every third has a severe stenosis, every fourth no study."""
+    rows = []
+    for number in range(count):
+        percent = 80 if number % 3 == 0 else 30
+        row: Row = {"patient_id": f"MRN{number:04d}", "ecg_path": f"e{number}", "study_path": f"s{number}"}
+        row |= {"days_between": 1, "age": 60, "sex": "F", "site": "A", **dict.fromkeys(SEGMENTS, 0), "seg_6": percent}
+        if number % 4 == 0:
+            row["study_path"] = ""
+        rows.append({**row, **changes})
+    return rows
+
+
+def write(folder: Path, rows: list[Row]) -> Path:
+    path = folder / "cohort.csv"
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def read(folder: Path, rows: list[Row], seed: int = 0) -> Cohort:
+    return read_cohort(write(folder, rows), ColumnsConfig(), SECRET, seed)
+
+
+def by_patient(cohort: Cohort) -> dict[str, str]:
+    return {row.patient_key: row.split for row in cohort.rows}
+
+
+@pytest.mark.parametrize("count", [3, 4, 5, 7, 10, 33, 200])
+def test_drawn_splits_have_their_shares(tmp_path: Path, count: int) -> None:
+    """70/10/20 of the patients, rounded, and no split without a patient."""
+    counts = Counter(by_patient(read(tmp_path, patients(count))).values())
+    val, test = max(1, round(0.1 * count)), max(1, round(0.2 * count))
+    assert counts == {"train": count - val - test, "val": val, "test": test}
+
+
+def test_drawn_splits_are_stratified_and_by_patient(tmp_path: Path) -> None:
+    """Severe patients keep their shares within one patient; a patient's second row follows the first."""
+    rows = patients(200)
+    second = [{**row, "ecg_path": row["ecg_path"] + "b"} for row in rows[:50]]
+    cohort = read(tmp_path, rows + second)
+    splits = by_patient(cohort)
+    assert all(row.split == splits[row.patient_key] for row in cohort.rows)
+    severe = Counter(row.split for row in cohort.rows[:200] if row.severe)
+    for split, share in (("train", 0.7), ("val", 0.1), ("test", 0.2)):
+        assert abs(severe[split] - share * 67) <= 2
+    paired = Counter(row.split for row in cohort.rows[:200] if row.study_path)
+    assert abs(paired["val"] - 15) <= 2
+
+
+def test_drawn_splits_depend_on_the_seed_alone(tmp_path: Path) -> None:
+    """Neither the table's order nor the key file changes who is tested; the seed does."""
+    rows = patients(60)
+    first = by_patient(read(tmp_path, rows))
+    assert by_patient(read(tmp_path, rows[::-1])) == first
+    assert by_patient(read(tmp_path, rows, seed=1)) != first
+    other = read_cohort(write(tmp_path, rows), ColumnsConfig(), b"another secret key", 0)
+    assert [row.split for row in other.rows] == [row.split for row in read(tmp_path, rows).rows]
+
+
+def test_given_splits_are_taken_and_checked(tmp_path: Path) -> None:
+    """A filled column is used; a patient in two splits, a gap and another word are errors that name rows, never ids."""
+    rows = [{**row, "split": ("train", "val", "test")[number % 3]} for number, row in enumerate(patients(9))]
+    cohort = read(tmp_path, rows)
+    assert cohort.split_source == "column"
+    assert [row.split for row in cohort.rows] == [row["split"] for row in rows]
+
+    torn = [*rows, {**rows[4], "ecg_path": "other", "split": "test"}]
+    key = patient_key(SECRET, "MRN0004")
+    with pytest.raises(DataError, match=rf"patient {key[:8]}… is in val \(row 5\) and test \(row 10\)") as caught:
+        read(tmp_path, torn)
+    assert "MRN" not in str(caught.value)
+    rows[6]["split"] = ""
+    with pytest.raises(DataError, match=r"row 7: split is ''; expected train, val or test in every row"):
+        read(tmp_path, rows)
+    rows[6]["split"] = "dev"
+    with pytest.raises(DataError, match="split is 'dev'"):
+        read(tmp_path, rows)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("seg_6", "140", "seg_6 is 140; expected 0 to 100"),
+        ("seg_1", "-1", "seg_1 is -1; expected 0 to 100"),
+        ("seg_1", "severe", "seg_1 is not a number"),
+        ("seg_1", "inf", "seg_1 is inf"),
+        ("sex", "X", "sex is 'X'; expected M, F or empty"),
+        ("age", "230", "age is 230; expected 0 to 130"),
+        ("days_between", "soon", "days_between is not a number"),
+        ("patient_id", "", "patient_id is empty"),
+        ("ecg_path", "", "ecg_path is empty"),
+        ("ecg_path", "pipe:rm x", "ecg_path holds 'pipe:'"),
+        ("study_path", "pipe:rm x", "study_path holds 'pipe:'"),
+        ("site", "x" * 65, "site is 65 characters"),
+    ],
+)
+def test_a_bad_field_rejects_its_row(tmp_path: Path, field: str, value: str, reason: str) -> None:
+    """One bad row of six: the five others pass, the reject names row, key and field, and no identifier."""
+    rows = patients(6)
+    rows[3][field] = value
+    cohort = read(tmp_path, rows)
+    assert [row.row for row in cohort.rows] == [1, 2, 3, 5, 6]
+    (reject,) = cohort.rejects
+    assert (reject.row, reject.field) == (4, field)
+    assert reason in reject.reason
+    assert reject.patient_key == ("" if field == "patient_id" else patient_key(SECRET, "MRN0003"))
+    assert "MRN" not in reject.message()
+    assert reject.message().startswith("row 4, ")
+
+
+def test_optional_columns_are_checked_and_kept(tmp_path: Path) -> None:
+    """acute, prior_revascularization, lvef and device arrive as numbers and text; a bad flag is a reject."""
+    rows = patients(4, acute="yes", prior_revascularization="0", lvef="55.5", device="AT-101")
+    rows[1]["acute"] = "maybe"
+    rows[2]["lvef"] = ""
+    cohort = read(tmp_path, rows)
+    assert [reject.field for reject in cohort.rejects] == ["acute"]
+    columns = cohort.rows[0].columns
+    assert (columns["acute"], columns["prior_revascularization"], columns["lvef"], columns["device"]) == (
+        1,
+        0,
+        55.5,
+        "AT-101",
+    )
+    assert cohort.rows[1].columns["lvef"] is None
+
+
+def test_empty_segments_are_unknown(tmp_path: Path) -> None:
+    """Empty is None, never 0."""
+    rows = patients(3)
+    rows[0]["seg_2"] = ""
+    assert read(tmp_path, rows).rows[0].segments[1] is None
+
+
+def test_a_repeated_row_is_rejected(tmp_path: Path) -> None:
+    """Same ECG and study as row 2; the same ECG with another study is no repetition."""
+    rows = patients(5)
+    rows += [dict(rows[1]), {**rows[1], "study_path": "other"}]
+    cohort = read(tmp_path, rows)
+    assert [(reject.row, reject.reason) for reject in cohort.rejects] == [
+        (6, "duplicate of row 2 (same ecg_path and study_path).")
+    ]
+    assert cohort.rows[-1].row == 7
+
+
+def test_other_column_names(tmp_path: Path) -> None:
+    """columns.* renames; without it, and for a name that is not there, the message names the key to set."""
+    rows = [{("MRN" if name == "patient_id" else name): value for name, value in row.items()} for row in patients(4)]
+    path = write(tmp_path, rows)
+    assert len(read_cohort(path, ColumnsConfig(patient_id="MRN"), SECRET, 0).rows) == 4
+    with pytest.raises(DataError, match=r"no column 'patient_id'.*columns\.patient_id="):
+        read_cohort(path, ColumnsConfig(), SECRET, 0)
+    with pytest.raises(DataError, match=r"no column 'fraction', which columns\.lvef names"):
+        read_cohort(path, ColumnsConfig(patient_id="MRN", lvef="fraction"), SECRET, 0)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"a,b\n1,2,3\n", "row 1 has 3 fields, the header 2"),
+        (b"\xff\xfe,\n", "no CSV in UTF-8"),
+        (",".join(["age", *FIELDS, *SEGMENTS]).encode() + b"\n", "column 'age' twice"),
+        (",".join([*FIELDS, *SEGMENTS]).encode() + b"\n", "a header and no row"),
+        (b"PAR1garbage", "no readable Parquet file"),
+    ],
+)
+def test_unusable_tables(tmp_path: Path, content: bytes, message: str) -> None:
+    """Each ends with a message that says what to do, whatever the file's name."""
+    path = tmp_path / "cohort.csv"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        read_cohort(path, ColumnsConfig(), SECRET, 0)
+
+
+def test_parquet_equals_csv(tmp_path: Path) -> None:
+    """The same typed table through pyarrow, with nulls and integer identifiers."""
+    arrow = importlib.import_module("pyarrow")
+    rows = [{**row, "patient_id": 1000 + number} for number, row in enumerate(patients(6))]
+    rows[2]["seg_3"] = None
+    table = arrow.Table.from_pylist(rows)
+    importlib.import_module("pyarrow.parquet").write_table(table, tmp_path / "cohort.parquet")
+    parquet = read_cohort(tmp_path / "cohort.parquet", ColumnsConfig(), SECRET, 0)
+    assert parquet.rows == read(tmp_path, rows).rows
+
+
+def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a machine without the extra says."""
+    original = importlib.import_module
+
+    def without_pyarrow(name: str, package: str | None = None) -> ModuleType:
+        if name.startswith("pyarrow"):
+            raise ImportError(name)
+        return original(name, package)
+
+    monkeypatch.setattr(importlib, "import_module", without_pyarrow)
+    (tmp_path / "cohort.parquet").write_bytes(b"PAR1")
+    with pytest.raises(MissingExtraError, match=r'pip install "stence_dist\[parquet\]"'):
+        read_cohort(tmp_path / "cohort.parquet", ColumnsConfig(), SECRET, 0)
+
+
+def test_patient_keys(tmp_path: Path) -> None:
+    """Against the standard library's HMAC; the key file is made once, 0600; a named one must be there."""
+    cohort = tmp_path / "cohort.csv"
+    secret = read_key(cohort, None)
+    made = tmp_path / "patient_key.txt"
+    assert stat.S_IMODE(made.stat().st_mode) == 0o600
+    assert read_key(cohort, None) == secret == made.read_bytes().strip()
+    expected = hmac.new(secret, b"MRN1", hashlib.sha256).hexdigest()[:32]
+    assert patient_key(secret, " MRN1 ") == expected
+    with pytest.raises(DataError, match="does not exist"):
+        read_key(cohort, str(tmp_path / "absent.txt"))
+    (tmp_path / "short.txt").write_text("abc\n")
+    with pytest.raises(DataError, match="16 or more are needed"):
+        read_key(cohort, str(tmp_path / "short.txt"))
+
+
+def test_an_empty_split_is_named() -> None:
+    """No row in val."""
+    with pytest.raises(DataError, match=r"the split val has no row \(train 5, val 0, test 2; 1 rows rejected\)"):
+        check_splits_filled({"train": 5, "test": 2}, 1)
+    check_splits_filled({"train": 1, "val": 1, "test": 1}, 0)
+
+
+def test_limit_keeps_the_shares(tmp_path: Path) -> None:
+    """20 of 200 rows: 14, 2 and 4, in table order; the same call draws the same rows."""
+    rows = read(tmp_path, patients(200)).rows
+    chosen = limit_rows(rows, 20, 0)
+    assert Counter(row.split for row in chosen) == {"train": 14, "val": 2, "test": 4}
+    assert [row.row for row in chosen] == sorted(row.row for row in chosen)
+    assert limit_rows(rows, 20, 0) == chosen
+    assert limit_rows(rows, None, 0) == rows
