@@ -21,6 +21,7 @@ from stence_dist import files
 from stence_dist.evaluate.figures import ARM_NAMES
 
 ROOT = Path(__file__).resolve().parents[1]
+LABELS = {"main": "[50,200,all]", "null": "[50,all]"}
 
 
 @dataclass
@@ -52,7 +53,11 @@ def main() -> int:
     def stage(name: str, *command: str) -> None:
         started = time.perf_counter()
         print(f"== {name} ({started - clock:.0f} s)", flush=True)
-        subprocess.run(command, check=True, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        done = subprocess.run(command, check=False, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        if done.returncode:
+            sys.exit(
+                f"error: {name} failed, see above: {' '.join(command)}\nThe same benchmark command goes on from here."
+            )
         seconds[name] = round(time.perf_counter() - started, 1)
 
     for cohort in ("main", "null"):
@@ -150,7 +155,7 @@ def compare_command(sizes: Sizes, cohort: str) -> list[str]:
         *(sys.executable, "launch/compare.py", f"data.shards={folder}/shards", f"run_dir={folder}/compare"),
         f"weights={folder}/paired/ecg_tower.safetensors",
         *(f"{name}={folder}/{run}/ecg_tower.safetensors" for name, run in others.items()),
-        *(f"cohort={cohort}", "labels=[50,200,all]", f"draws={sizes.draws}", f"repeats={sizes.repeats}"),
+        *(f"cohort={cohort}", f"labels={LABELS[cohort]}", f"draws={sizes.draws}", f"repeats={sizes.repeats}"),
         *(f"bootstrap={sizes.bootstrap}", f"workers={sizes.processes}", f"seed={sizes.seed}"),
     ]
 
@@ -246,7 +251,7 @@ def plot(arms: list[dict[str, Any]]) -> Figure:
         axes.set_title(f"{cohort} cohort")
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("test AUROC, 95 % interval")
-    panels[0].legend(fontsize=8, loc="lower right")
+    figure.legend(*panels[0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=4)
     return figure
 
 

@@ -1,12 +1,9 @@
 """The cohort table: one row per recording, checked, keyed and split by patient."""
 
-import csv
 import hmac
-import importlib
 import logging
-import math
 import secrets
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,19 +12,16 @@ from typing import Any
 import numpy as np
 
 from stence_dist.config.build import ColumnsConfig
-from stence_dist.data.shards import SPLITS, refuse_pipe
-from stence_dist.errors import DataError, MissingExtraError
+from stence_dist.data.cohort_table import SEGMENT_COLUMNS, read_table
+from stence_dist.data.shards import SPLITS
+from stence_dist.errors import DataError
 from stence_dist.files import write_text
 from stence_dist.seeds import generator
-from stence_dist.targets import SEGMENTS
 
 log = logging.getLogger("stence_dist")
 
 SHARES = {"train": 0.7, "val": 0.1, "test": 0.2}
 SEVERE = 70.0  # percent; the split's strata, whatever threshold a run uses later
-REQUIRED = ("patient_id", "ecg_path", "study_path", "days_between", "age", "sex", "site")
-OPTIONAL = ("split", "device", "acute", "prior_revascularization", "lvef")
-SEGMENT_COLUMNS = tuple(f"seg_{segment}" for segment in SEGMENTS)
 _RANGES = {"days_between": (-36500.0, 36500.0), "age": (0.0, 130.0), "lvef": (0.0, 100.0)}
 _FLAGS = {"0": 0, "false": 0, "no": 0, "0.0": 0, "1": 1, "true": 1, "yes": 1, "1.0": 1}
 _LONGEST_TEXT = 64
@@ -106,68 +100,6 @@ def patient_key(secret: bytes, patient_id: str) -> str:
     return hmac.new(secret, patient_id.strip().encode(), "sha256").hexdigest()[:32]
 
 
-def _read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            lines = [line for line in csv.reader(file, strict=True) if line]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} is no CSV in UTF-8 ({error}). Save it as CSV (UTF-8, comma), or as Parquet.") from None
-    if not lines:
-        raise DataError(f"{path} is empty. A cohort table has a header and a row per recording.")
-    for number, line in enumerate(lines[1:], start=1):
-        if len(line) != len(lines[0]):
-            raise DataError(
-                f"{path}, row {number} has {len(line)} fields, the header {len(lines[0])}. Correct the row."
-            )
-    return lines[0], lines[1:]
-
-
-def _read_parquet(path: Path) -> tuple[list[str], list[list[str]]]:
-    try:
-        parquet = importlib.import_module("pyarrow.parquet")
-    except ImportError:
-        raise MissingExtraError(f'{path} is Parquet: pip install "stence_dist[parquet]", or save it as CSV.') from None
-    try:
-        table = parquet.read_table(path)
-    except Exception as error:  # pyarrow's errors share no public base class
-        raise DataError(f"{path} is no readable Parquet file ({type(error).__name__}). Export it again.") from None
-    columns = [["" if _is_empty(value) else str(value) for value in column.to_pylist()] for column in table.columns]
-    return list(table.column_names), [list(line) for line in zip(*columns, strict=True)]
-
-
-def _is_empty(value: object) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value))
-
-
-def _read_table(path: Path, columns: ColumnsConfig) -> list[dict[str, str]]:
-    """The table's rows as text by canonical column name; unknown columns are left out. Raises DataError."""
-    refuse_pipe(path, "cohort")
-    if not path.is_file():
-        raise DataError(f"cohort={path} is not a file. Expected a CSV or Parquet table.")
-    with open(path, "rb") as file:
-        is_parquet = file.read(4) == b"PAR1"
-    header, lines = (_read_parquet if is_parquet else _read_csv)(path)
-    twice = [name for name, count in Counter(header).items() if count > 1]
-    if twice:
-        raise DataError(f"{path} has the column {twice[0]!r} twice. Keep one.")
-    places = {}
-    for name in (*REQUIRED, *OPTIONAL, *SEGMENT_COLUMNS):
-        stated = getattr(columns, name)
-        if stated in header:
-            places[name] = header.index(stated)
-        elif name not in OPTIONAL:
-            raise DataError(
-                f"{path} has no column {stated!r} (found {', '.join(header)}). "
-                f"Add it (it may be empty{' only where a row has no study' if name == 'study_path' else ''}), "
-                f"or name yours: columns.{name}=…"
-            )
-        elif stated != name:
-            raise DataError(f"{path} has no column {stated!r}, which columns.{name} names. Correct or leave it out.")
-    if not lines:
-        raise DataError(f"{path} has a header and no row.")
-    return [{name: line[place].strip() for name, place in places.items()} for line in lines]
-
-
 class _FieldError(Exception):
     def __init__(self, field: str, reason: str) -> None:
         super().__init__(reason)
@@ -198,7 +130,7 @@ def _check_row(number: int, values: Mapping[str, str], key: str) -> CohortRow:
         raise _FieldError("ecg_path", "ecg_path is empty; every row needs an ECG.")
     segments = tuple(_number(values, name, 0.0, 100.0) for name in SEGMENT_COLUMNS)
     columns: dict[str, Any] = {field: _number(values, field, *_RANGES[field]) for field in _RANGES}
-    sex = values["sex"].upper()
+    sex = values.get("sex", "").upper()
     if sex not in ("M", "F", ""):
         raise _FieldError("sex", f"sex is {values['sex'][:10]!r}; expected M, F or empty.")
     columns["sex"] = sex or None
@@ -286,7 +218,7 @@ def read_cohort(path: Path, columns: ColumnsConfig, secret: bytes, seed: int) ->
     from the column where it is filled, and are then checked; else patients are drawn 70/10/20, stratified on severe
     stenosis. Raises DataError for a table that cannot be used, a patient in two splits, or a split without a row.
     """
-    table = _read_table(path, columns)
+    table = read_table(path, columns)
     given = _given_splits(table, path)
     rows: list[CohortRow] = []
     rejects: list[Reject] = []

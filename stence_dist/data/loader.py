@@ -26,6 +26,7 @@ from stence_dist.errors import DataError, RefusedError, SpecMismatchError
 from stence_dist.seeds import generator
 
 PREFETCH = 2  # micro-batches that each worker holds ready
+PARENT_CHECK_S = 0.5
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 _Read = Callable[[Sequence[int]], list[PairSample]]
@@ -224,7 +225,7 @@ def _batches(read: _Read, chunks: Iterable[list[int]], workers: int) -> Iterator
         num_workers=workers,
         prefetch_factor=PREFETCH if workers else None,
         multiprocessing_context=_worker_context() if workers else None,
-        worker_init_fn=_end_with_parent if workers else None,
+        worker_init_fn=_heed_parent if workers else None,
         pin_memory=torch.cuda.is_initialized(),  # type: ignore[no-untyped-call]
         generator=torch.Generator(),  # of its own, so that loading leaves torch's global stream alone
     )
@@ -257,13 +258,20 @@ def _worker_context() -> Any:
     return context
 
 
-def _end_with_parent(_worker: int) -> None:
-    """End this worker as soon as the process that it loads for is gone, however that ended."""
+def _heed_parent(_worker: int) -> None:
+    """End this worker when the process that it loads for is gone, however that ended, or asks it to end.
+
+    The stop signals are blocked, so a thread takes them in: SIGTERM from the parent, which is how Python ends workers
+    that are still there when it exits, counts; the same from anyone else does not.
+    """
     parent = multiprocessing.parent_process()
     assert parent is not None
 
     def watch() -> None:
-        parent.join()
+        while parent.is_alive():
+            received = signal.sigtimedwait(STOP_SIGNALS, PARENT_CHECK_S)
+            if received is not None and received.si_signo == signal.SIGTERM and received.si_pid == parent.pid:
+                break
         os._exit(1)
 
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()

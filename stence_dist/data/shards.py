@@ -7,7 +7,7 @@ import re
 import zlib
 from collections import OrderedDict
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -158,15 +158,27 @@ def sidecar_name(shard: str) -> str:
     return shard.removesuffix(".tar") + ".npy"
 
 
+@lru_cache(maxsize=64)
+def _entry_count(header: bytes) -> int:
+    """Entries that a `.npy` header announces; most shards of a set have the same header, and parsing one is slow."""
+    stream = io.BytesIO(header)
+    if np.lib.format.read_magic(stream) != (1, 0):
+        raise ValueError("unexpected version")
+    shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+    if dtype != SIDECAR or len(shape) != 1:
+        raise ValueError("unexpected columns")
+    return int(shape[0])
+
+
 def load_sidecar(content: bytes, name: str) -> NDArray[np.void]:
-    """The entries (n,) of a sidecar's bytes. Raises DataError where they are not one."""
+    """The entries (n,) of a sidecar's bytes, read-only. Raises DataError where they are not one."""
+    start = 10 + int.from_bytes(content[8:10], "little")  # magic, version and length come before the header's text
     try:
-        entries = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+        return np.frombuffer(content, dtype=SIDECAR, count=_entry_count(content[:start]), offset=start)
     except ValueError as error:
-        raise DataError(f"{name} is not a sidecar ({error}). Copy the shard set again, or build it again.") from None
-    if entries.dtype != SIDECAR or entries.ndim != 1:
-        raise DataError(f"{name} is not a sidecar of format {FORMAT}. Copy the shard set again, or build it again.")
-    return entries
+        raise DataError(
+            f"{name} is no sidecar of format {FORMAT} ({error}). Copy the shard set again, or build it again."
+        ) from None
 
 
 def read_index(folder: Path) -> dict[str, Any]:
@@ -284,8 +296,8 @@ class ShardSet:
                 load_sidecar((self.folder / sidecar_name(name)).read_bytes(), sidecar_name(name))
                 for name, _ in self._shards[split]
             ]
-            opaque = [part.view(np.dtype((np.void, SIDECAR.itemsize))) for part in parts]  # copies whole rows: faster
-            entries = np.concatenate(opaque).view(SIDECAR) if parts else np.zeros(0, dtype=SIDECAR)
+            plain = [part.view(np.uint8) for part in parts]  # joined as bytes: by columns it takes ten times as long
+            entries = np.concatenate(plain).view(SIDECAR) if parts else np.zeros(0, dtype=SIDECAR)
             self._tables[split] = SampleTable(entries, self.sites)
         return self._tables[split]
 

@@ -163,8 +163,8 @@ def ecg_png(signal: NDArray[np.floating], sampling_rate: float) -> str:
     signal (12, T) in mV in the order of LEADS, NaN where missing (not drawn).
     """
     columns, rows, seconds = 4, 3, 2.5
-    row_mm, millimeter = 24.0, 1 / 25.4
-    width, height = columns * seconds * 25 + 10, (rows + 1) * row_mm + 6
+    row_mm, top_mm, millimeter = 26.0, 8.0, 1 / 25.4
+    width, height = columns * seconds * 25 + 10, (rows + 1) * row_mm + top_mm
     figure = Figure(figsize=(width * millimeter, height * millimeter), dpi=150)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, width), ylim=(0, height))
@@ -183,9 +183,9 @@ def ecg_png(signal: NDArray[np.floating], sampling_rate: float) -> str:
 
     for row in range(rows):
         for column in range(columns):
-            base = height - row_mm * (row + 0.5) - 3
+            base = height - row_mm * (row + 0.5) - top_mm
             trace(column * rows + row, column * seconds, seconds, 5 + column * seconds * 25, base)
-    trace(LEADS.index("II"), 0, columns * seconds, 5, row_mm / 2 + 3)
+    trace(LEADS.index("II"), 0, columns * seconds, 5, row_mm / 2)
     axes.text(width - 2, 1.2, "25 mm/s   10 mm/mV", fontsize=6, color="#7a4a40", ha="right")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", facecolor=figure.get_facecolor(), metadata={"Software": None})

@@ -30,6 +30,19 @@ def channels_last(images: Tensor) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last)
 
 
+def start_convolutions(module: nn.Module) -> None:
+    """Give every convolution inside He et al.'s normal weights (arXiv 1502.01852) and zero biases.
+
+    torch's own start is 2.4 times smaller. Norms make the scale irrelevant to the output but not to the relative size
+    of an update: from the small start, Adam at 2e-3 moves functions so far per step that rounding grows tenfold a step.
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            assert layer.bias is not None
+            nn.init.zeros_(layer.bias)
+
+
 class ResidualBlock(nn.Module):
     """Pre-activation block (He et al. 2016, arXiv 1603.05027): norm, ReLU, convolution, twice, plus the shortcut."""
 

@@ -7,17 +7,14 @@ cell. At labels=all there is nothing to draw, and repeats differ by training see
 import csv
 import io
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from joblib import Parallel, delayed
 from numpy.typing import NDArray
-from torch import Tensor
-from tqdm import tqdm
 
 from stence_dist import files
 from stence_dist.config.compare import ARMS, NULL_ARMS, CompareConfig
@@ -28,21 +25,14 @@ from stence_dist.evaluate.probe import fit_probe
 from stence_dist.evaluate.st_features import st_features
 from stence_dist.models.ecg_tower import EcgTower, build_ecg_tower, load_ecg_tower
 from stence_dist.train.finetune import PREDICTION_COLUMNS, compute_device, sigmoid
+from stence_dist.train.fits import Fit, network_logits, over_rows, train_networks
 from stence_dist.train.labelled import LabelledRows, age_sex_probabilities, labelled_rows
 from stence_dist.train.result_folder import conclude, describe, result_folder, result_identity
-from stence_dist.train.supervised import (
-    EcgClassifier,
-    classifier_scorer,
-    feature_scorer,
-    score_rows,
-    train_classifier,
-    training_reader,
-)
+from stence_dist.train.supervised import feature_scorer, score_rows
 
 logger = logging.getLogger("stence_dist")
 
 Floats = NDArray[np.float64]
-_CHUNKS_PER_WORKER = 4  # pieces of the test split, so that progress shows and no worker waits long
 
 
 @dataclass(frozen=True)
@@ -52,17 +42,6 @@ class Cell:
     arm: str
     labels: str  # as configured: "50", "10%", "all"
     stenosis_weight: float
-
-
-@dataclass(frozen=True)
-class Fit:
-    """One network to train: a cell and one of its repeats."""
-
-    cell: Cell
-    repeat: int
-    rows: LabelledRows
-    weights: str
-    seed: int
 
 
 def compare(config: CompareConfig) -> None:
@@ -166,20 +145,22 @@ def _frozen_scores(
     """Probes on frozen features: each tower sees every row once, in one pass over the data."""
     if not towers:
         return {}
-    spec = next(iter(towers.values())).spec
     device = compute_device()
     scorers = {f"{arm} {weight:g}": feature_scorer(tower.to(device).eval()) for (arm, weight), tower in towers.items()}
     both = []
     for part in (pool, test):
-        pieces = _in_chunks(
-            config,
-            f"features of {part.split}",
-            (
-                delayed(_single_thread)(score_rows, shards, part.split, rows, spec, scorers, **_reading(config, device))
-                for rows in _chunks(part.rows, config.workers)
-            ),
-            len(_chunks(part.rows, config.workers)),
+        read = partial(
+            score_rows,
+            shards,
+            part.split,
+            spec=next(iter(towers.values())).spec,
+            scorers=scorers,
+            batch_size=config.batch_size,
+            workers=0,
+            verify=config.data.verify,
+            device=device,
         )
+        pieces = over_rows(config.workers, f"features of {part.split}", read, part.rows)
         both.append({name: np.concatenate([piece[name] for piece in pieces]) for name in scorers})
     found = {}
     for arm, weight in towers:
@@ -202,11 +183,8 @@ def _plain_scores(
     if "hand" in arms:
         known, asked = (
             np.concatenate(
-                _in_chunks(
-                    config,
-                    f"ST/T of {part.split}",
-                    (delayed(_hand_features)(shards, part.split, rows) for rows in _chunks(part.rows, config.workers)),
-                    len(_chunks(part.rows, config.workers)),
+                over_rows(
+                    config.workers, f"ST/T of {part.split}", partial(_hand_features, shards, part.split), part.rows
                 )
             )
             for part in (pool, test)
@@ -249,104 +227,23 @@ def _hand_features(shards: ShardSet, split: str, rows: NDArray[np.int64]) -> NDA
 def _network_scores(
     config: CompareConfig, shards: ShardSet, draws: Mapping[str, list[LabelledRows]], test: LabelledRows
 ) -> dict[Cell, Floats]:
-    """Networks trained on labels, from pretrained and from fresh weights, all scored in one pass over the test rows."""
+    """Networks trained on labels, from pretrained and from fresh weights."""
     arms = _arms(config)
-    fits = [
-        Fit(Cell(arm, labels, weight), repeat, rows, path, config.seed + repeat)
+    starts = [("finetune", weight, path) for weight, path in _pretrained(config).items() if "finetune" in arms]
+    starts += [("scratch", REFERENCE_WEIGHT, config.weights)] if "scratch" in arms else []
+    planned = [
+        (Cell(arm, labels, weight), Fit(rows, path, arm == "scratch", config.seed + repeat))
         for labels, repeats in draws.items()
-        for arm, weight, path in _network_arms(config, arms)
+        for arm, weight, path in starts
         for repeat, rows in enumerate(repeats)
     ]
-    if not fits:
+    if not planned:
         return {}
-    fits.sort(key=lambda fit: -len(fit.rows.rows))  # the longest first, so that workers end together
-    states = _in_chunks(
-        config, "training", (delayed(_single_thread)(_train, shards, config, fit) for fit in fits), len(fits)
-    )
-    pieces = _in_chunks(
-        config,
-        "scoring",
-        (
-            delayed(_single_thread)(_score_networks, shards, config, states, test.split, rows)
-            for rows in _chunks(test.rows, config.workers)
-        ),
-        len(_chunks(test.rows, config.workers)),
-    )
-    logits = np.concatenate(pieces, axis=1)  # (fits, n)
+    networks = train_networks(config, shards, [fit for _, fit in planned])
     found: dict[Cell, list[Floats]] = {}
-    for place in sorted(range(len(fits)), key=lambda place: fits[place].repeat):
-        found.setdefault(fits[place].cell, []).append(sigmoid(logits[place]))
+    for (cell, _), logits in zip(planned, network_logits(config, shards, networks, test), strict=True):
+        found.setdefault(cell, []).append(sigmoid(logits))
     return {cell: np.stack(values) for cell, values in found.items()}
-
-
-def _network_arms(config: CompareConfig, arms: list[str]) -> list[tuple[str, float, str]]:
-    chosen = [("finetune", weight, path) for weight, path in _pretrained(config).items() if "finetune" in arms]
-    return chosen + ([("scratch", REFERENCE_WEIGHT, config.weights)] if "scratch" in arms else [])
-
-
-def _fresh(fit: Fit) -> EcgTower:
-    """The tower that a fit starts from."""
-    tower = load_ecg_tower(fit.weights)
-    return build_ecg_tower(tower.config, None, fit.seed) if fit.cell.arm == "scratch" else tower
-
-
-def _train(shards: ShardSet, config: CompareConfig, fit: Fit) -> tuple[str, dict[str, Tensor]]:
-    """Train one network: (weights that hold its encoder's config, its tensors)."""
-    tower = _fresh(fit)
-    classifier = EcgClassifier(tower.encoder).to(compute_device())
-    reader = training_reader(shards, fit.rows.rows, tower, config.supervised, seed=fit.seed, verify=config.data.verify)
-    labels = dict(zip(fit.rows.sample.tolist(), fit.rows.labels.tolist(), strict=True))
-    train_classifier(classifier, reader, labels, config.supervised, workers=0)
-    return fit.weights, {name: value.cpu() for name, value in classifier.state_dict().items()}
-
-
-def _score_networks(
-    shards: ShardSet,
-    config: CompareConfig,
-    states: list[tuple[str, dict[str, Tensor]]],
-    split: str,
-    rows: NDArray[np.int64],
-) -> NDArray[np.float32]:
-    """Logits (networks, n) of every trained network on `rows`."""
-    device = compute_device()
-    scorers = {}
-    for number, (weights, state) in enumerate(states):
-        tower = load_ecg_tower(weights)
-        classifier = EcgClassifier(tower.encoder)
-        classifier.load_state_dict(state)
-        scorers[str(number)] = classifier_scorer(classifier.to(device).eval())
-    values = score_rows(shards, split, rows, tower.spec, scorers, **_reading(config, device))
-    return np.stack([values[str(number)][:, 0] for number in range(len(states))])
-
-
-def _reading(config: CompareConfig, device: torch.device) -> dict[str, Any]:
-    return {"batch_size": config.batch_size, "workers": 0, "verify": config.data.verify, "device": device}
-
-
-def _chunks(rows: NDArray[np.int64], workers: int) -> list[NDArray[np.int64]]:
-    return [part for part in np.array_split(rows, max(1, workers * _CHUNKS_PER_WORKER)) if len(part)]
-
-
-def _single_thread(function: Any, *args: Any, **named: Any) -> Any:
-    """Call with one thread in torch: sums then come out alike whatever the number of workers."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return function(*args, **named)
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _in_chunks(config: CompareConfig, what: str, tasks: Iterable[Any], count: int) -> list[Any]:
-    """Results of joblib tasks in their order, under a progress bar, or log lines where there is no terminal."""
-    results = []
-    with tqdm(total=count, desc=what, disable=None) as bar:
-        for result in Parallel(n_jobs=config.workers, return_as="generator")(tasks):
-            results.append(result)
-            bar.update()
-            if bar.disable and (len(results) == count or len(results) % max(1, count // 4) == 0):
-                logger.info("%s: %d of %d", what, len(results), count)
-    return results
 
 
 def _provenance(config: CompareConfig, pool: LabelledRows, test: LabelledRows) -> dict[str, Any]:

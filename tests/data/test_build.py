@@ -101,7 +101,7 @@ def test_a_second_call_changes_nothing(small_cohort: Path, tmp_path: Path, caplo
         build(config(small_cohort, out, image_size=16))
     other_key = tmp_path / "other_key.txt"
     other_key.write_text("another key of sufficient length")
-    with pytest.raises(DataError, match="cohort.s rows or key file differ"):
+    with pytest.raises(DataError, match="rows or key file differ"):
         build(config(small_cohort, out, key_file=str(other_key)))
     assert contents(out) == before
     (tmp_path / "foreign").mkdir()

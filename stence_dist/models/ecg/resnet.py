@@ -7,7 +7,7 @@ from stence_dist.config.ecg_encoder import ResNetConfig
 from stence_dist.ecg import EcgSpec
 from stence_dist.errors import ConfigError, SpecMismatchError
 from stence_dist.models.ecg import EcgEncoder
-from stence_dist.models.residual import NormReLU, ResidualBlock, channels_last
+from stence_dist.models.residual import NormReLU, ResidualBlock, channels_last, start_convolutions
 
 _STEM_FACTOR = 4  # 500 Hz is averaged down to 125 Hz
 
@@ -42,6 +42,7 @@ class ResNet(EcgEncoder):
             for stage in range(self.blocks)
         )
         self.norm = NormReLU(config.widths[-1])
+        start_convolutions(self)
 
     def forward(self, ecg: Tensor, keep_path: Tensor | None = None, return_tokens: bool = False) -> Tensor:
         """Features (B, width): mean and maximum over time; or tokens (B, N, widths[-1]), one per 4 * 2**(K-1) samples.

@@ -1,0 +1,96 @@
+"""The cohort table as text: a CSV or Parquet file, its columns found by name."""
+
+import csv
+import importlib
+import logging
+import math
+from collections import Counter
+from pathlib import Path
+
+from stence_dist.config.build import ColumnsConfig
+from stence_dist.data.shards import refuse_pipe
+from stence_dist.errors import DataError, MissingExtraError
+from stence_dist.targets import SEGMENTS
+
+log = logging.getLogger("stence_dist")
+
+REQUIRED = ("patient_id", "ecg_path", "study_path")
+EXPECTED = ("days_between", "age", "sex", "site")  # a table without one is warned about
+OPTIONAL = ("split", "device", "acute", "prior_revascularization", "lvef")
+SEGMENT_COLUMNS = tuple(f"seg_{segment}" for segment in SEGMENTS)
+
+
+def _read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            lines = [line for line in csv.reader(file, strict=True) if line]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} is no CSV in UTF-8 ({error}). Save it as CSV (UTF-8, comma), or as Parquet.") from None
+    if not lines:
+        raise DataError(f"{path} is empty. A cohort table has a header and a row per recording.")
+    for number, line in enumerate(lines[1:], start=1):
+        if len(line) != len(lines[0]):
+            raise DataError(
+                f"{path}, row {number} has {len(line)} fields, the header {len(lines[0])}. Correct the row."
+            )
+    return lines[0], lines[1:]
+
+
+def _read_parquet(path: Path) -> tuple[list[str], list[list[str]]]:
+    try:
+        parquet = importlib.import_module("pyarrow.parquet")
+    except ImportError:
+        raise MissingExtraError(f'{path} is Parquet: pip install "stence_dist[parquet]", or save it as CSV.') from None
+    try:
+        table = parquet.read_table(path)
+    except Exception as error:  # pyarrow's errors share no public base class
+        raise DataError(f"{path} is no readable Parquet file ({type(error).__name__}). Export it again.") from None
+    columns = [["" if _is_empty(value) else str(value) for value in column.to_pylist()] for column in table.columns]
+    return list(table.column_names), [list(line) for line in zip(*columns, strict=True)]
+
+
+def _is_empty(value: object) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _find_columns(path: Path, header: list[str], columns: ColumnsConfig) -> dict[str, int]:
+    """Place in the header of every known column that is there. Raises DataError for one that is needed and is not."""
+    known = (*REQUIRED, *EXPECTED, *OPTIONAL, *SEGMENT_COLUMNS)
+    stated = {name: str(getattr(columns, name)) for name in known}
+    places = {name: header.index(stated[name]) for name in known if stated[name] in header}
+    renamed = [name for name in known if name not in places and stated[name] != name]
+    if renamed:
+        raise DataError(
+            f"{path} has no column {stated[renamed[0]]!r}, which columns.{renamed[0]} names "
+            f"(found {', '.join(header)})."
+        )
+    needed = [*REQUIRED, *(SEGMENT_COLUMNS if any(name in places for name in SEGMENT_COLUMNS) else ())]
+    absent = [name for name in needed if name not in places]
+    if absent:
+        raise DataError(
+            f"{path} has no column {', '.join(absent)} (found {', '.join(header)}). "
+            f"Add it, or name yours: columns.{absent[0]}=…  "
+            "An empty study_path means ECG only, an empty segment unknown."
+        )
+    unknown = [name for name in (*EXPECTED, "seg_1 ... seg_16") if name.split()[0] not in places]
+    if unknown:
+        unused = ", ".join(name for name in header if name not in stated.values()) or "none"
+        log.warning("no column %s: unknown in every row (columns not used: %s)", ", ".join(unknown), unused)
+    return places
+
+
+def read_table(path: Path, columns: ColumnsConfig) -> list[dict[str, str]]:
+    """The table's rows as text by canonical column name; unknown columns are left out. Raises DataError."""
+    refuse_pipe(path, "cohort")
+    if not path.is_file():
+        raise DataError(f"cohort={path} is not a file. Expected a CSV or Parquet table.")
+    with open(path, "rb") as file:
+        is_parquet = file.read(4) == b"PAR1"
+    header, lines = (_read_parquet if is_parquet else _read_csv)(path)
+    twice = [name for name, count in Counter(header).items() if count > 1]
+    if twice:
+        raise DataError(f"{path} has the column {twice[0]!r} twice. Keep one.")
+    places = _find_columns(path, header, columns)
+    if not lines:
+        raise DataError(f"{path} has a header and no row.")
+    return [{name: line[place].strip() for name, place in places.items()} for line in lines]
