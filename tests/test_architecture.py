@@ -35,7 +35,11 @@ LAYERS = {
     "embed": 3,
     "train": 3,
 }
-APART = {"data": {"models", "phantom", "losses"}, "models": {"data", "phantom"}, "phantom": {"data", "models", "losses"}}
+APART = {
+    "data": {"models", "phantom", "losses"},
+    "models": {"data", "phantom"},
+    "phantom": {"data", "models", "losses"},
+}
 
 
 def room(module: str) -> str:
@@ -146,7 +150,7 @@ def test_readme_tree_matches_the_disk() -> None:
     named: set[str] = set()
     folders: list[tuple[int, str]] = []
     for line in block.group(1).splitlines():
-        entry = line.split("  #")[0].rstrip() if "#" in line else line.rstrip()
+        entry = line.split("#")[0].rstrip()
         depth = len(entry) - len(entry.lstrip())
         while folders and folders[-1][0] >= depth:
             folders.pop()

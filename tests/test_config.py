@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import itertools
 import re
 import subprocess
 import sys
@@ -28,7 +29,7 @@ def required_keys(verb: str) -> list[str]:
     text = help_text(config_class(verb), verb)
     lines = (line.strip() for line in text.splitlines())
     keys = [line.removesuffix("(required)") + "1" for line in lines if line.endswith("=(required)")]
-    return [*keys, "weights=1"] if verb == "finetune" else keys  # needed by all modes but scratch
+    return keys + {"finetune": ["weights=1"], "build": ["cohort=1", "out=1"]}.get(verb, [])  # needed by most uses
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -56,7 +57,7 @@ def test_every_field_has_help() -> None:
     """--help of every verb names a meaning for every key."""
     for verb in VERBS:
         lines = help_text(config_class(verb), verb).splitlines()
-        for line, following in zip(lines, lines[1:], strict=False):
+        for line, following in itertools.pairwise(lines):
             if re.match(r"  [\w.]+=", line):
                 assert re.match(r"      \S", following), f"{verb}: {line}"
 

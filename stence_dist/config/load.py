@@ -190,7 +190,7 @@ def _assign(cfg: DictConfig, name: str, text: str) -> None:
         if node is None:
             raise ConfigError(_unknown_key(cfg, name))
     if isinstance(node, DictConfig) and dataclasses.is_dataclass(OmegaConf.get_type(node)):
-        raise ConfigError(f"{name} is a group of keys. Set one of them, e.g. {name}.{list(map(str, node))[0]}=…")
+        raise ConfigError(f"{name} is a group of keys. Set one of them, e.g. {name}.{next(map(str, node))}=…")
     optional = bool(node._metadata.optional)
     value: Any
     if optional and text in ("", "null", "none", "None"):

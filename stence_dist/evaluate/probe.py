@@ -83,18 +83,17 @@ def probe_auroc(
     queries: NDArray[np.floating],
     query_labels: NDArray[np.float32],
     *,
-    patient: NDArray[np.int64] | None = None,
-    seed: int = 0,
+    patient: NDArray[np.int64],
+    seed: int,
 ) -> float:
     """AUROC on queries (n, D) of a probe fitted on reference rows (m, D); unknown labels (NaN) are left out.
 
-    patient (m,) of the reference rows; None = each row is a patient. NaN where either side has one class only.
+    patient (m,) of the reference rows. NaN where either side has one class only.
     """
     known, asked = ~np.isnan(reference_labels), ~np.isnan(query_labels)
     if len(np.unique(reference_labels[known])) < 2:
         return float("nan")
-    groups = np.arange(len(reference)) if patient is None else patient
-    probe = fit_probe(reference[known], reference_labels[known], groups[known], seed=seed)
+    probe = fit_probe(reference[known], reference_labels[known], patient[known], seed=seed)
     value = auroc(query_labels[asked], probe.predict(queries[asked]))
     return float("nan") if value is None else value
 

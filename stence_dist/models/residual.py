@@ -30,6 +30,16 @@ def channels_last(images: Tensor) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last)
 
 
+def soft_maximum(values: Tensor) -> Tensor:
+    """log mean exp over all axes behind the first two: (N, C) from (N, C, ...).
+
+    A maximum whose gradient does not jump: which of two nearly equal peaks a hard one picks is decided by rounding, so
+    runs on different numbers of ranks would drift apart.
+    """
+    flat = values.flatten(2)
+    return flat.logsumexp(dim=2) - math.log(flat.shape[2])
+
+
 def start_convolutions(module: nn.Module) -> None:
     """Give every convolution inside He et al.'s normal weights (arXiv 1502.01852) and zero biases.
 
@@ -39,6 +49,7 @@ def start_convolutions(module: nn.Module) -> None:
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            layer.weight.data.mul_(4.0)
             assert layer.bias is not None
             nn.init.zeros_(layer.bias)
 

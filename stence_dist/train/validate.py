@@ -15,7 +15,7 @@ from stence_dist.data.loader import PairReader, evaluation_batches
 from stence_dist.data.shards import ShardSet
 from stence_dist.evaluate.knn import knn_auroc
 from stence_dist.evaluate.probe import probe_auroc
-from stence_dist.evaluate.retrieval import effective_rank, retrieval_metrics
+from stence_dist.evaluate.retrieval import retrieval_metrics
 from stence_dist.models.ecg_tower import embed_windows
 from stence_dist.models.pair_model import PairModel, unit_norm
 from stence_dist.targets import label
@@ -41,6 +41,7 @@ class Validation:
         self.reference_labels = label(
             train.segments[self.reference_rows], "patient", config.targets, train.has_study[self.reference_rows]
         )
+        self.reference_patient = train.patient[self.reference_rows]
         self._shards = shards
 
     def run(self, model: PairModel, device: torch.device) -> dict[str, float]:
@@ -52,17 +53,9 @@ class Validation:
         features, ecg, image = self._embed(model, "val", self.rows, device, with_views=True)
         reference, _, _ = self._embed(model, "train", self.reference_rows, device, with_views=False)
         metrics = retrieval_metrics(ecg, image, self.patient)
-        known, reference_known = ~np.isnan(self.labels), ~np.isnan(self.reference_labels)
-        split = (
-            reference[reference_known],
-            self.reference_labels[reference_known],
-            features[known],
-            self.labels[known],
-        )
-        metrics["knn_auroc"] = knn_auroc(*split)
-        metrics["probe_auroc"] = probe_auroc(*split)
-        metrics["ecg_rank"] = effective_rank(ecg)
-        metrics["image_rank"] = effective_rank(image)
+        labelled = (reference, self.reference_labels, features, self.labels)
+        metrics["knn_auroc"] = knn_auroc(*labelled)
+        metrics["probe_auroc"] = probe_auroc(*labelled, patient=self.reference_patient, seed=self.config.seed)
         return {f"val/{name}": value for name, value in metrics.items()}
 
     def _embed(

@@ -70,10 +70,12 @@ def test_probe_auroc_leaves_unknown_labels_out() -> None:
     features, labels = planted(200, 7)
     known = labels.copy()
     known[::3] = np.nan
-    partial = probe_auroc(features, known, features, known)
-    keep = ~np.isnan(known)
-    assert partial == probe_auroc(features[keep], labels[keep], features[keep], labels[keep])
-    assert np.isnan(probe_auroc(features, np.zeros(200, dtype=np.float32), features, labels))
+    patient, keep = np.arange(200), ~np.isnan(known)
+    partial = probe_auroc(features, known, features, known, patient=patient, seed=0)
+    without = (features[keep], labels[keep])
+    assert partial == probe_auroc(*without, *without, patient=patient[keep], seed=0)
+    one_class = np.zeros(200, dtype=np.float32)
+    assert np.isnan(probe_auroc(features, one_class, features, labels, patient=patient, seed=0))
 
 
 def test_neighbors_equal_scikit_learn() -> None:

@@ -7,7 +7,7 @@ from stence_dist.config.ecg_encoder import ResNetConfig
 from stence_dist.ecg import EcgSpec
 from stence_dist.errors import ConfigError, SpecMismatchError
 from stence_dist.models.ecg import EcgEncoder
-from stence_dist.models.residual import NormReLU, ResidualBlock, channels_last, start_convolutions
+from stence_dist.models.residual import NormReLU, ResidualBlock, channels_last, soft_maximum, start_convolutions
 
 _STEM_FACTOR = 4  # 500 Hz is averaged down to 125 Hz
 
@@ -67,4 +67,4 @@ class ResNet(EcgEncoder):
         active: Tensor = self.norm(values).squeeze(2)
         if return_tokens:
             return active.transpose(1, 2)
-        return torch.cat([active.mean(dim=2), active.amax(dim=2)], dim=1)
+        return torch.cat([active.mean(dim=2), soft_maximum(active)], dim=1)

@@ -9,7 +9,7 @@ from stence_dist.config.image_tower import PixelsConfig
 from stence_dist.errors import ConfigError
 from stence_dist.models.image import ImageFeatures, ImageTower
 from stence_dist.models.image.pool import QueryPool
-from stence_dist.models.residual import NormReLU, ResidualBlock, channels_last, start_convolutions
+from stence_dist.models.residual import NormReLU, ResidualBlock, channels_last, soft_maximum, start_convolutions
 
 
 def normalize_frames(frames: Tensor, local_mean: int) -> Tensor:
@@ -54,7 +54,7 @@ class FrameEncoder(nn.Module):
             values = stage(values)
         values = self.norm(values)
         return torch.stack(
-            [self.mean_token(values.mean(dim=(2, 3))), self.max_token(values.amax(dim=(2, 3)))],
+            [self.mean_token(values.mean(dim=(2, 3))), self.max_token(soft_maximum(values))],
             dim=1,
         )
 
