@@ -40,7 +40,7 @@ class SupervisedConfig:
     lr: float = key("peak AdamW rate", 1e-3)
     weight_decay: float = key("AdamW weight decay", 0.05)
     warmup: float = key("share of the updates spent warming up", 0.1)
-    augment: AugmentConfig = group("training augmentation; masks off", lambda: AugmentConfig(mask_probability=0.0))
+    augment: AugmentConfig = group("training augmentation", AugmentConfig)
 
     def __post_init__(self) -> None:
         if (self.steps is not None and self.steps < 1) or self.batch_size < 1 or self.lr <= 0:

@@ -7,7 +7,7 @@ from stence_dist.config.ecg_encoder import ResNetConfig
 from stence_dist.ecg import EcgSpec
 from stence_dist.errors import ConfigError, SpecMismatchError
 from stence_dist.models.ecg import EcgEncoder
-from stence_dist.models.residual import NormReLU, ResidualBlock, channels_last, soft_maximum, start_convolutions
+from stence_dist.models.residual import NormSiLU, ResidualBlock, channels_last, soft_maximum, start_convolutions
 
 _STEM_FACTOR = 4  # 500 Hz is averaged down to 125 Hz
 
@@ -41,7 +41,7 @@ class ResNet(EcgEncoder):
             ResidualBlock(channels[stage], channels[stage + 1], kernel, (1, 1 if stage == 0 else 2))
             for stage in range(self.blocks)
         )
-        self.norm = NormReLU(config.widths[-1])
+        self.norm = NormSiLU(config.widths[-1])
         start_convolutions(self)
 
     def forward(self, ecg: Tensor, keep_path: Tensor | None = None, return_tokens: bool = False) -> Tensor:

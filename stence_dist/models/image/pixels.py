@@ -9,7 +9,7 @@ from stence_dist.config.image_tower import PixelsConfig
 from stence_dist.errors import ConfigError
 from stence_dist.models.image import ImageFeatures, ImageTower
 from stence_dist.models.image.pool import QueryPool
-from stence_dist.models.residual import NormReLU, ResidualBlock, channels_last, soft_maximum, start_convolutions
+from stence_dist.models.residual import NormSiLU, ResidualBlock, channels_last, soft_maximum, start_convolutions
 
 
 def normalize_frames(frames: Tensor, local_mean: int) -> Tensor:
@@ -41,7 +41,7 @@ class FrameEncoder(nn.Module):
             ResidualBlock(channels[stage], channels[stage + 1], (3, 3), (1, 1) if stage == 0 else (2, 2))
             for stage in range(len(config.channels))
         )
-        self.norm = NormReLU(channels[-1])
+        self.norm = NormSiLU(channels[-1])
         start_convolutions(self)
         self.mean_token = nn.Linear(channels[-1], config.width)
         self.max_token = nn.Linear(channels[-1], config.width)
