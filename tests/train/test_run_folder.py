@@ -1,0 +1,106 @@
+"""A run folder refuses what it cannot continue, and its metrics end where a checkpoint does."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from stence_dist import files
+from stence_dist.config.load import load
+from stence_dist.config.pretrain import PretrainConfig
+from stence_dist.errors import ConfigError, DataError, RefusedError
+from stence_dist.train.pretrain import plan
+from stence_dist.train.run_folder import RunFolder, check_same_run, identity
+
+
+def config(shards: Path | str, *arguments: str) -> PretrainConfig:
+    """A pretraining config over `shards`."""
+    return load(PretrainConfig, "pretrain", [f"data.shards={shards}", "run_dir=R", "steps=4", *arguments])
+
+
+def flat(*arguments: str) -> dict[str, object]:
+    """The identity of a run."""
+    return identity(config("S", *arguments), total_steps=4, fingerprint="f")
+
+
+@pytest.mark.parametrize(
+    "free",
+    ["engine.zero_stage=3", "data.workers=4", "log_every=1", "save_every=7", "keep_last=3", "data.verify=always"],
+)
+def test_identity_leaves_out_what_changes_nothing(free: str) -> None:
+    """ZeRO stage, workers, logging and checks are free; the accumulation is, too, where the pool stays."""
+    assert flat(free) == flat()
+    halved = ["engine.accumulation=2", "engine.global_batch_size=64"]
+    assert flat(*halved) != flat()  # another pool
+
+
+@pytest.mark.parametrize("bound", ["seed=1", "loss.temperature=0.1", "optimizer.ecg_lr=1e-3", "optimizer=sgd"])
+def test_identity_holds_what_matters(bound: str) -> None:
+    """Seed, loss and optimizer are part of a run's identity."""
+    assert flat(bound) != flat()
+
+
+def test_another_config_is_refused_by_key(tmp_path: Path) -> None:
+    """The message names the differing key with both values; foreign files are no run; a killed start is a new run."""
+    files.write_json(tmp_path / "data.json", {"identity": flat()})
+    assert check_same_run(tmp_path, flat()) == "running"
+    with pytest.raises(ConfigError, match=r"loss\.temperature \(0\.2 there, 0\.1 now\)"):
+        check_same_run(tmp_path, flat("loss.temperature=0.1"))
+    (tmp_path / "data.json").unlink()
+    (tmp_path / "log.txt").touch()
+    assert check_same_run(tmp_path, flat()) is None
+    (tmp_path / "thesis.docx").touch()
+    with pytest.raises(ConfigError, match=r"thesis\.docx"):
+        check_same_run(tmp_path, flat())
+
+
+def test_metrics_are_cut_to_the_checkpoint(tmp_path: Path) -> None:
+    """Rows after the checkpoint's step and a half-written last line go; non-finite values become null."""
+    lines = [json.dumps({"step": step, "loss": 1.0}) for step in (1, 2, 3, 4)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 5, "lo')
+    folder = RunFolder(tmp_path, writes=True)
+    folder.open(config("S"), {"identity": {}}, step=2)
+    folder.row({"step": 3, "split": "val", "val/auroc": float("nan")})
+    folder.sync()
+    folder.close()
+    kept = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert kept == [json.loads(line) for line in lines[:2]] + [{"step": 3, "split": "val", "val/auroc": None}]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["engine.global_batch_size=4096"], "The largest that works is 17"),
+        (["targets.unreported=unknown", "targets.threshold=100"], "targets.unreported=normal"),
+    ],
+)
+def test_plan_refuses_what_cannot_work(small_shards: Path, arguments: list[str], part: str) -> None:
+    """G > N and a one-class patient target end before any model is built, with the key to change."""
+    with pytest.raises(RefusedError) as caught:
+        plan(config(small_shards, "engine.global_batch_size=8", *arguments), torch.device("cpu"))
+    assert part in str(caught.value)
+
+
+def test_plan_without_labels_needs_none(small_shards: Path) -> None:
+    """With stenosis_weight=0 a one-class target is no error."""
+    arguments = ["engine.global_batch_size=8", "targets.threshold=100", "loss.stenosis_weight=0"]
+    assert plan(config(small_shards, *arguments), torch.device("cpu")).total_steps == 4
+
+
+def test_plan_follows_epochs(small_shards: Path) -> None:
+    """Length by epochs is rounded up to whole steps; the known labels of a step are counted from the index."""
+    arguments = ["engine.global_batch_size=8", "steps=null", "epochs=3", "targets.unreported=normal"]
+    prepared = plan(config(small_shards, *arguments, "loss.stenosis_weight=0"), torch.device("cpu"))
+    assert prepared.total_steps == -(-3 * len(prepared.rows) // 8)
+    digest, known = prepared.batch(0)
+    assert len(digest) == 16
+    assert 0 <= known[0] <= 8
+    assert dataclasses.replace(prepared, config=prepared.config).config_hash == prepared.config_hash
+
+
+def test_missing_shards_are_explained(tmp_path: Path) -> None:
+    """A folder without an index says what to do."""
+    with pytest.raises(DataError, match="index"):
+        plan(config(tmp_path), torch.device("cpu"))
