@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import sine_ecg, write_wfdb
+from recordings import sine_ecg, write_wfdb
 
 from stence_dist.config.ecg_encoder import ResNetConfig
 from stence_dist.config.embed import EmbedConfig

@@ -16,7 +16,7 @@ from pretraining import SMALL, pretrain, rows, start, steps
 pytestmark = pytest.mark.dist
 
 RUN = [*SMALL, "steps=24", "engine.global_batch_size=12", "save_every=3", "eval_every=8", "data.workers=1"]
-KILLS = 10 if os.environ.get("SLOW") else 2
+KILLS = 10 if os.environ.get("SLOW") else 1
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def test_stop_file_and_finished_run(whole: tuple[list[str], Path], tmp_path: Pat
 
 def test_second_start_is_refused(whole: tuple[list[str], Path], tmp_path: Path) -> None:
     """A second start on a live run exits 2 and names the holder."""
-    arguments, _ = whole
+    arguments = [*whole[0], "steps=100000", "save_every=100000", "eval_every=100000"]
     run = tmp_path / "run"
     process = start("python", 1, [*arguments, f"run_dir={run}"])
     wait_for_rows(run, 1, process)

@@ -47,7 +47,7 @@ class FrameEncoder(nn.Module):
         self.max_token = nn.Linear(channels[-1], config.width)
 
     def forward(self, frames: Tensor) -> Tensor:
-        """Tokens (N, 2, D), mean and maximum over the image, from frames (N, 1, H, W) uint8."""
+        """Tokens (N, 2, D), mean and soft maximum over the image, from frames (N, 1, H, W) uint8."""
         values = normalize_frames(frames, self.local_mean).to(self.stem.weight.dtype)
         values = channels_last(self.stem(channels_last(values)))
         for stage in self.stages:
