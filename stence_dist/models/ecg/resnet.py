@@ -45,7 +45,7 @@ class ResNet(EcgEncoder):
         start_convolutions(self)
 
     def forward(self, ecg: Tensor, keep_path: Tensor | None = None, return_tokens: bool = False) -> Tensor:
-        """Features (B, width): mean and soft maximum over time; or tokens (B, N, widths[-1]), one per 4 * 2**(K-1) samples.
+        """Features (B, width): mean and soft maximum over time; or tokens (B, N, D), one per 4 * 2**(K-1) samples.
 
         ecg (B, L, T) prepared as `spec` says. keep_path (B, K), False = that sample skips that residual branch; kept
         branches are scaled by 1/(1 - drop_path). None or K = 0 keeps all. Raises SpecMismatchError on another shape.
