@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
-from scipy.signal import firwin, resample_poly
 
 from stence_dist.errors import SpecMismatchError
 
@@ -116,6 +115,8 @@ def _at_spec_rate(
     ratio = _rate_ratio(sampling_rate, spec.sampling_rate)
     if ratio == 1:
         return chosen
+    from scipy.signal import resample_poly  # only here: a second of import that most ranks and workers never need
+
     # Lines through the ends keep a drifting record from ringing there, as zeros beyond its ends would make it.
     resampled: Signal = resample_poly(
         chosen,
@@ -142,6 +143,8 @@ def _rate_ratio(sampling_rate: float, wanted: float) -> Fraction:
 @functools.cache
 def _low_pass(factor: int) -> Signal:
     """FIR coefficients that cut off at the lower of two Nyquist frequencies, `factor` below the filter's own."""
+    from scipy.signal import firwin
+
     coefficients: Signal = firwin(2 * FILTER_HALF_LENGTH * factor + 1, 1.0 / factor, window=FILTER_WINDOW)
     return coefficients
 

@@ -1,11 +1,10 @@
 """A linear probe: standardized logistic regression whose strength is chosen by patient-grouped cross-validation."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedGroupKFold
 
 from stence_dist.evaluate.statistics import auroc
 from stence_dist.seeds import derive
@@ -51,6 +50,8 @@ def _choose_strength(
     folds = min(FOLDS, *(len(np.unique(patient[labels == value])) for value in (0, 1)))
     if folds < 2:
         return STRENGTHS[len(STRENGTHS) // 2]
+    from sklearn.model_selection import StratifiedGroupKFold  # here, so that ranks start a second sooner
+
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=derive(seed, "folds") % 2**32)
     totals, counts = np.zeros(len(STRENGTHS)), np.zeros(len(STRENGTHS))
     for fit, held in splitter.split(features, labels, patient):
@@ -73,7 +74,9 @@ def _standardization(features: NDArray[np.float64]) -> tuple[NDArray[np.float64]
     return center, np.where(scale > 1e-12 * np.maximum(1, np.abs(center)), scale, 1.0)
 
 
-def _fit(features: NDArray[np.float64], labels: NDArray[np.float32], strength: float) -> LogisticRegression:
+def _fit(features: NDArray[np.float64], labels: NDArray[np.float32], strength: float) -> Any:
+    from sklearn.linear_model import LogisticRegression
+
     return LogisticRegression(C=strength, max_iter=2000).fit(features, labels.astype(np.int64))
 
 

@@ -39,6 +39,7 @@ class Plan:
     shards: ShardSet
     table: SampleTable
     rows: NDArray[np.int64]  # (N,) rows of the training table that are pairs
+    study_rows: NDArray[np.int64]  # (N,) whose study each of them gets: its own, unless shuffle_pairs
     labels: NDArray[np.float32]  # (N, 11), NaN = unknown or target not used
     used_targets: NDArray[np.bool_]  # (11,) False where a target has one class only
     total_steps: int
@@ -71,13 +72,15 @@ def plan(config: PretrainConfig, device: torch.device) -> Plan:
     pairs_per_step = config.engine.global_batch_size
     total = config.steps if config.steps is not None else math.ceil(config.epochs * len(rows) / pairs_per_step)
     global_batch(0, pairs_per_step, len(rows), config.seed)  # refuses G > N
-    labels = stenosis_labels(table.segments[rows], config.targets, table.has_study[rows])
+    study_rows = _partners(table.patient[rows], rows, config.seed) if config.shuffle_pairs else rows
+    labels = stenosis_labels(table.segments[study_rows], config.targets, table.has_study[study_rows])
     used = _used_targets(labels, config)
     return Plan(
         config=config,
         shards=shards,
         table=table,
         rows=rows,
+        study_rows=study_rows,
         labels=np.where(used, labels, np.nan).astype(np.float32),
         used_targets=used,
         total_steps=total,
@@ -142,18 +145,21 @@ def pretrain(config: PretrainConfig) -> None:
         return
     prepared = plan(config, device)
     distributed.agree(prepared.config_hash, "the config and the shards")
+    if distributed.rank() == 0:
+        write_status(folder, "running", 0, "starting")
+    distributed.barrier()
     try:
         run = _Run(prepared, device, folder)
         step = run.start()
         for step in range(step, prepared.total_steps):  # noqa: B020  (resumes where the checkpoint ends)
             run.step(step)
         run.finish()
-    except StoppedError:
-        raise
-    except distributed.PeerLostError:
+    except (StoppedError, distributed.PeerLostError):
         raise
     except Exception as error:
-        write_status(folder, "failed", step, f"rank {distributed.rank()}: {type(error).__name__}: {error}")
+        # The rank at fault writes first; what its peers say afterwards only repeats that it is gone.
+        if files.read_json(folder / "status.json")["state"] != "failed":
+            write_status(folder, "failed", step, f"rank {distributed.rank()}: {type(error).__name__}: {error}")
         raise
 
 
@@ -217,7 +223,7 @@ class _Run:
             blocks=model.ecg_tower.encoder.blocks,
             drop_path=config.ecg_encoder.drop_path,
             verify=config.data.verify,
-            partners=_partners(self.plan) if config.shuffle_pairs else None,
+            partners=self.plan.study_rows,
         )
         self.batches = training_batches(
             reader,
@@ -339,15 +345,14 @@ class _Run:
         self.files.close()
 
 
-def _partners(prepared: Plan) -> NDArray[np.int64]:
-    """(N,) for each training pair the row whose study it gets instead: a cyclic shift in a seeded patient order.
+def _partners(patient: NDArray[np.int64], rows: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+    """(N,) for each of `rows` the row whose study it gets instead: a cyclic shift in a seeded patient order.
 
-    Rows are ordered by shuffled patient, so a shift by the largest number of rows of a patient never stays inside one.
+    patient (N,) of each row. Rows are ordered by shuffled patient, so a shift by the largest number of rows of one
+    patient never stays inside a patient.
     """
-    patient = prepared.table.patient[prepared.rows]
     unique, inverse, counts = np.unique(patient, return_inverse=True, return_counts=True)
-    ranked = seeds.generator(prepared.config.seed, "shuffle_pairs").permutation(len(unique))[inverse]
-    order = np.argsort(ranked, kind="stable")
-    partners = np.empty_like(prepared.rows)
-    partners[order] = prepared.rows[np.roll(order, int(counts.max()))]
+    order = np.argsort(seeds.generator(seed, "shuffle_pairs").permutation(len(unique))[inverse], kind="stable")
+    partners = np.empty_like(rows)
+    partners[order] = rows[np.roll(order, int(counts.max()))]
     return partners

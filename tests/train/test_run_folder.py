@@ -4,6 +4,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,7 +12,7 @@ from stence_dist import files
 from stence_dist.config.load import load
 from stence_dist.config.pretrain import PretrainConfig
 from stence_dist.errors import ConfigError, DataError, RefusedError
-from stence_dist.train.pretrain import plan
+from stence_dist.train.pretrain import _partners, plan
 from stence_dist.train.run_folder import RunFolder, check_same_run, identity
 
 
@@ -104,3 +105,14 @@ def test_missing_shards_are_explained(tmp_path: Path) -> None:
     """A folder without an index says what to do."""
     with pytest.raises(DataError, match="index"):
         plan(config(tmp_path), torch.device("cpu"))
+
+
+def test_shuffled_partners_are_other_patients() -> None:
+    """The control pairs every row with a row of another patient, each study used once, by the seed alone."""
+    patient = np.repeat(np.arange(20), np.arange(20) % 3 + 1)
+    rows = np.arange(len(patient)) * 2
+    partners = _partners(patient, rows, seed=1)
+    assert sorted(partners) == rows.tolist()
+    assert (patient[partners // 2] != patient).all()
+    assert (partners == _partners(patient, rows, seed=1)).all()
+    assert (partners != _partners(patient, rows, seed=2)).any()
