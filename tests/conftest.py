@@ -16,7 +16,7 @@ def sample_data() -> Path:
     default = Path(__file__).resolve().parents[2] / "shared" / "data"
     folder = Path(os.environ.get("STENCE_SAMPLE_DATA", default))
     if not folder.is_dir():
-        pytest.skip("no sample data: set STENCE_SAMPLE_DATA to its folder")
+        pytest.skip("sample data: not there; set STENCE_SAMPLE_DATA to its folder")
     return folder
 
 
