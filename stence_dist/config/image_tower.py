@@ -25,7 +25,7 @@ class TokensConfig(ImageTowerConfig):
 
 @dataclass
 class PixelsConfig(ImageTowerConfig):
-    """A small CNN on key frames: local mean subtracted, one mean and one max token per frame, then the decoder."""
+    """A small CNN on key frames: local mean subtracted, a mean and a soft-maximum token per frame, then the decoder."""
 
     name: str = key("set by the group; do not change", "pixels")
     width: int = key("decoder width D", 64)

@@ -100,9 +100,6 @@ def _used_targets(labels: NDArray[np.float32], config: PretrainConfig) -> NDArra
             "unreported segments are normal set targets.unreported=normal; otherwise lower targets.threshold or set "
             "loss.stenosis_weight=0."
         )
-    left_out = [name for name, use in zip(STENOSIS_TARGETS, used, strict=True) if not use]
-    if left_out and distributed.rank() == 0:
-        logger.warning("One class only in training, left out of the stenosis loss: %s", ", ".join(left_out))
     return used
 
 
@@ -200,6 +197,9 @@ class _Run:
         self.files.status("running", step)
         world, rank = distributed.world_size(), distributed.rank()
         if rank == 0:
+            left_out = [name for name, use in zip(STENOSIS_TARGETS, self.plan.used_targets, strict=True) if not use]
+            if left_out and config.loss.stenosis_weight > 0:
+                logger.warning("One class only in training, left out of the stenosis loss: %s", ", ".join(left_out))
             place = f"going on after step {step}" if loaded else "starting at step 0"
             logger.info(
                 "%s: %d pairs, %d steps of %d on %d rank(s), ZeRO %d, %s; %s",

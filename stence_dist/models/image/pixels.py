@@ -1,4 +1,4 @@
-"""An image tower over key frames: a small CNN, one mean and one max token per frame, then the decoder."""
+"""An image tower over key frames: a small CNN, one mean and one soft-maximum token per frame, then the decoder."""
 
 import math
 
