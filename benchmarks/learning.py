@@ -37,7 +37,7 @@ class Sizes:
     null_patients: int = 1778
     null_ecg_only: int = 5190
     null_test: int = 4000
-    epochs: int = 18
+    epochs: int = 20
     epochs_without_labels: int = 30
     draws: int = 10
     repeats: int = 2

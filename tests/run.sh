@@ -11,4 +11,4 @@ ruff format --check .
 mypy
 marks=()
 if [ -z "${SLOW:-}" ]; then marks=(-m "not slow"); fi
-exec python -m pytest "${marks[@]}" "$@"
+exec python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile "${marks[@]}" "$@"

@@ -17,11 +17,12 @@ class AugmentConfig:
     shift_probability: float = key("probability of a circular time shift", 1.0)
     shift_seconds: float = key("largest shift either way, seconds", 1.0)
     noise_probability: float = key("probability of Gaussian noise", 0.3)
-    noise_level: float = key("its standard deviation, in units of the normalized signal", 0.03)
+    noise_level: float = key("its standard deviation, in units of the prepared signal", 0.03)
     mask_probability: float = key("probability of zeroed windows over all leads (StenCE: 0.5)", 0.0)
     mask_seconds: float = key("length of a zeroed window, seconds", 0.3)
     mask_count: int = key("number of zeroed windows (they may overlap)", 5)
     drop_views: float = key("largest share of a pair's views that is dropped, one stays (StenCE: 0.3)", 0.0)
+    shift_frames: float = key("largest shift of a view's frames along either axis, share of their side", 0.0)
 
 
 @dataclass

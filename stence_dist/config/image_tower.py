@@ -31,6 +31,6 @@ class PixelsConfig(ImageTowerConfig):
     width: int = key("decoder width D", 64)
     depth: int = key("decoder layers", 1)
     feedforward: int = key("hidden width of the decoder's feed-forward", 128)
-    channels: list[int] = key("channels of the CNN's stages; each halves the resolution", [16, 24, 32, 48])
+    channels: list[int] = key("channels of the CNN's stages; each halves the resolution", [24, 48])
     local_mean: int = key("side of the square whose mean is subtracted from each pixel; 0 = off", 15)
     chunk: int = key("views per call of the CNN, for memory; 0 = all in one call", 64)

@@ -1,4 +1,4 @@
-"""Training augmentation as pure functions of a generator: StenCE's four of the prepared ECG, dropping views."""
+"""Training augmentation as pure functions of a generator: StenCE's four of the prepared ECG, and two of the views."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,17 @@ def keep_views(count: int, drop: float, draws: np.random.Generator) -> NDArray[n
     """Which of a pair's `count` views stay, in their order: a share uniform in [0, `drop`] goes, one or more stay."""
     kept = max(1, int(count * (1.0 - draws.uniform(0.0, drop))))
     return np.sort(draws.choice(count, size=kept, replace=False)).astype(np.int64)
+
+
+def shift_frames(frames: NDArray[np.uint8], largest: float, draws: np.random.Generator) -> NDArray[np.uint8]:
+    """One view's frames (F, H, W) moved together by up to `largest` of their side along each axis, edges repeated."""
+    moved = frames
+    for axis in (1, 2):
+        side = frames.shape[axis]
+        reach = int(largest * side)
+        shift = int(draws.integers(-reach, reach + 1))
+        moved = moved.take(np.clip(np.arange(side) - shift, 0, side - 1), axis=axis)
+    return moved
 
 
 def keep_branches(blocks: int, drop_path: float, draws: np.random.Generator) -> NDArray[np.bool_]:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from stence_dist.batch import PairBatch, PairSample, collate
 from stence_dist.config.data import AugmentConfig
-from stence_dist.data.augment import augment_ecg, keep_branches, keep_views
+from stence_dist.data.augment import augment_ecg, keep_branches, keep_views, shift_frames
 from stence_dist.data.order import check_global_batch, ordinals, rank_positions
 from stence_dist.data.sample import StoredSample
 from stence_dist.data.shards import SampleTable, ShardSet
@@ -113,9 +113,9 @@ class PairReader(Dataset[PairSample]):
         if self.augment is not None:
             ecg = augment_ecg(ecg, self.augment, self.spec.sampling_rate, draws)
             if self.views:
-                chosen = keep_views(
-                    len(chosen), self.augment.drop_views, generator(self.seed, "augment views", position, number)
-                )
+                draws = generator(self.seed, "augment views", position, number)
+                chosen = keep_views(len(chosen), self.augment.drop_views, draws)
+                stored = self._move_frames(stored, self.augment.shift_frames, draws)
         kept = keep_branches(self.blocks, self.drop_path, generator(self.seed, "drop path", position, number))
         return self._assemble(row, partner, stored, ecg, chosen, kept)
 
@@ -138,6 +138,11 @@ class PairReader(Dataset[PairSample]):
             return prepare(stored.signal(), leads=stored.leads, sampling_rate=stored.sampling_rate, spec=self.spec)
         except SpecMismatchError as error:
             raise SpecMismatchError(f"{self._where(row)}: {error}") from None
+
+    def _move_frames(self, stored: StoredSample, largest: float, draws: np.random.Generator) -> StoredSample:
+        if not largest or not stored.views or stored.views[0].dtype != np.uint8:  # stored features have no place
+            return stored
+        return dataclasses.replace(stored, views=[shift_frames(view, largest, draws) for view in stored.views])
 
     def _where(self, row: int) -> str:
         return f"{self.split} row {row}, patient {self.table.patient_key[row]}"

@@ -4,4 +4,4 @@ Patient i is a pure function of (seed, i) and of the knobs in `config/phantom.py
 whatever changes what a patient looks like raises `DIFFICULTY_VERSION` and the golden hash in the tests.
 """
 
-DIFFICULTY_VERSION = 1
+DIFFICULTY_VERSION = 2

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stence_dist.config.data import AugmentConfig
-from stence_dist.data.augment import augment_ecg, keep_branches, keep_views
+from stence_dist.data.augment import augment_ecg, keep_branches, keep_views, shift_frames
 from stence_dist.seeds import generator
 
 RATE = 500.0
@@ -105,6 +105,23 @@ def test_order_is_stence_s() -> None:
     assert masked.sum() == 150
     away = np.abs(result[:, ~masked] / 100 - np.round(result[:, ~masked] / 100)) * 100
     assert 0 < away.max() < 7 * 0.03
+
+
+def test_frames_of_a_view_move_together_within_the_bound() -> None:
+    """Frames that hold their own column (then row) number: every pixel is its place less one common shift, clipped at
+    the edges; over 200 draws shifts of -3 to 3 of 32 pixels (a tenth) all occur, and nothing else does."""
+    places = np.arange(32, dtype=np.uint8)
+    columns = np.broadcast_to(places, (2, 32, 32))
+    found = set()
+    for number in range(200):
+        across = shift_frames(columns, 0.1, generator(2, "frames", number))
+        along = shift_frames(columns.transpose(0, 2, 1), 0.1, generator(2, "frames", number))
+        shifts = 16 - int(along[0, 16, 0]), 16 - int(across[0, 0, 16])
+        np.testing.assert_array_equal(across[:, 0], np.tile(np.clip(np.arange(32) - shifts[1], 0, 31), (2, 1)))
+        np.testing.assert_array_equal(along[:, :, 0], np.tile(np.clip(np.arange(32) - shifts[0], 0, 31), (2, 1)))
+        assert (across == across[:1, :1]).all()
+        found.update(shifts)
+    assert found == set(range(-3, 4))
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 10])

@@ -1,5 +1,6 @@
 """Training and evaluation batches: what is in them, and that workers, ranks and history do not change them."""
 
+import dataclasses
 import multiprocessing
 import os
 import signal
@@ -139,6 +140,31 @@ def test_dropped_views_keep_their_angles() -> None:
         assert (item.views[:, 0, 0, 0] - 80).tolist() == (item.angulation[:, 0] - 8).tolist()
         counts.add(len(item.views))
     assert {1, 2} <= counts
+
+
+def test_moved_frames_are_the_stored_ones_elsewhere(small_shards: Path) -> None:
+    """Every trained view is a move of the stored one by at most 6 of 32 pixels, another one in the next epoch; ECG and
+    angles are untouched, and so is evaluation."""
+    shards = ShardSet.open(small_shards)
+    rows = np.flatnonzero(shards.table("train").has_study)[:3]
+    still = make_reader(shards, rows, spec=EcgSpec())
+    moving = make_reader(shards, rows, spec=EcgSpec(), augment=dataclasses.replace(ALL_ON, shift_frames=0.2))
+    moves = set()
+    for position in range(3 * len(rows)):
+        before, after = still.sample(position), moving.sample(position)
+        np.testing.assert_array_equal(after.ecg, before.ecg)
+        np.testing.assert_array_equal(after.angulation, before.angulation)
+        assert before.views is not None
+        assert after.views is not None
+        for stored, moved in zip(before.views, after.views, strict=True):
+            padded = np.pad(stored, ((0, 0), (6, 6), (6, 6)), mode="edge")
+            places = [(y, x) for y in range(13) for x in range(13)]
+            equal = [np.array_equal(padded[:, y : y + 32, x : x + 32], moved) for y, x in places]
+            assert any(equal)
+            moves.add(places[equal.index(True)])
+    assert len(moves) > 3
+    row = int(rows[0])
+    assert_equal(*(next(iter(evaluation_batches(reader, np.array([row]), 1, 0))) for reader in (still, moving)))
 
 
 def test_ecg_only_reading_leaves_images_alone() -> None:

@@ -33,9 +33,9 @@ def digest(drawn: PhantomPatient) -> str:
 
 
 def test_frozen_difficulty() -> None:
-    """Patients look as they did when difficulty version 1 was frozen. A change here needs a new version."""
-    assert DIFFICULTY_VERSION == 1
-    assert [digest(patient(11, index, config())) for index in (0, 5)] == ["ea1900b7a06817e4", "fae8e66750d00723"]
+    """Patients look as they did when difficulty version 2 was frozen. A change here needs a new version."""
+    assert DIFFICULTY_VERSION == 2
+    assert [digest(patient(11, index, config())) for index in (0, 5)] == ["5f42e71decf6da45", "f6ca15170833c5c4"]
 
 
 def test_pure_function() -> None:

@@ -29,7 +29,10 @@ def normalize_frames(frames: Tensor, local_mean: int) -> Tensor:
 
 
 class FrameEncoder(nn.Module):
-    """A 2-D pre-activation ResNet with GroupNorm; a 5 x 5 stem of stride 2, one block per stage."""
+    """A 2-D pre-activation ResNet with GroupNorm; a 5 x 5 stem of stride 2, one block per stage.
+
+    Two stages by default: a lesion is a small thing, and on coarser maps it is found late or not at all.
+    """
 
     def __init__(self, config: PixelsConfig) -> None:
         super().__init__()
@@ -68,7 +71,7 @@ class PixelsTower(ImageTower):
         if config.local_mean and config.local_mean % 2 == 0:
             raise ConfigError(f"image_tower.local_mean={config.local_mean}. Use an odd side in pixels, or 0 (off).")
         if not config.channels or min(config.channels) < 1:
-            raise ConfigError(f"image_tower.channels={config.channels}. Give one per stage, e.g. [16, 24, 32, 48].")
+            raise ConfigError(f"image_tower.channels={config.channels}. Give one per stage, e.g. [24, 48].")
         if config.chunk < 0:
             raise ConfigError(f"image_tower.chunk={config.chunk}. Use views per call of the CNN, or 0 (all in one).")
         self.width = config.width
