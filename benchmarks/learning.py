@@ -37,7 +37,7 @@ class Sizes:
     null_patients: int = 1778
     null_ecg_only: int = 5190
     null_test: int = 4000
-    epochs: int = 20
+    epochs: int | None = None  # None: the recipe's
     epochs_without_labels: int = 30
     draws: int = 10
     repeats: int = 2
@@ -139,7 +139,8 @@ def shards_command(sizes: Sizes, cohort: str) -> list[str]:
 
 def pretrain_command(sizes: Sizes, cohort: str, run: str, *keys: str) -> list[str]:
     """Command of one pretraining in the frozen recipe, `keys` aside."""
-    epochs = [] if any(key.startswith("epochs=") for key in keys) else [f"epochs={sizes.epochs}"]
+    own = any(key.startswith("epochs=") for key in keys)
+    epochs = [f"epochs={sizes.epochs}"] if sizes.epochs and not own else []
     return [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={sizes.processes}"),
         *("launch/pretrain.py", "recipe=phantom", f"data.shards={sizes.out}/{cohort}/shards"),
