@@ -24,6 +24,12 @@ class AugmentConfig:
     drop_views: float = key("largest share of a pair's views that is dropped, one stays (StenCE: 0.3)", 0.0)
     shift_frames: float = key("largest shift of a view's frames along either axis, share of their side", 0.0)
 
+    def __post_init__(self) -> None:
+        kinds = ("amplitude", "shift", "noise", "mask")
+        for name in (*(f"{kind}_probability" for kind in kinds), "drop_views", "shift_frames"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"augment.{name}={getattr(self, name):g} is not a probability or share. Use 0 to 1.")
+
 
 @dataclass
 class DataConfig:

@@ -7,6 +7,7 @@ import pytest
 
 from stence_dist.config.data import AugmentConfig
 from stence_dist.data.augment import augment_ecg, keep_branches, keep_views, shift_frames
+from stence_dist.errors import ConfigError
 from stence_dist.seeds import generator
 
 RATE = 500.0
@@ -26,6 +27,14 @@ def test_nothing_happens_at_probability_zero() -> None:
     for number in range(20):
         draw(AugmentConfig(), number)
     np.testing.assert_array_equal(ECG, before)
+
+
+@pytest.mark.parametrize("name", ["amplitude_probability", "mask_probability", "drop_views", "shift_frames"])
+@pytest.mark.parametrize("value", [-0.1, 1.1, float("nan")])
+def test_shares_outside_0_to_1_are_refused(name: str, value: float) -> None:
+    """The error names key and value."""
+    with pytest.raises(ConfigError, match=rf"augment\.{name}={value:g} .* Use 0 to 1"):
+        AugmentConfig(**{name: value})
 
 
 def test_draws_follow_the_generator() -> None:
