@@ -38,7 +38,7 @@ class Sizes:
     null_ecg_only: int = 5190
     null_test: int = 4000
     epochs: int | None = None  # None: the recipe's
-    epochs_without_labels: int = 30
+    epochs_without_labels: int = 40
     draws: int = 10
     repeats: int = 2
     bootstrap: int = 1000
