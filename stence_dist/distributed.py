@@ -162,31 +162,18 @@ def all_gather(rows: Tensor) -> Tensor:
     return gathered
 
 
-class _GatherRows(torch.autograd.Function):
-    """All-gather whose backward is a reduce-scatter *sum*."""
+def reduce_scatter_sum(rows: Tensor) -> Tensor:
+    """(W*B, ...) on each rank -> (B, ...): this rank's rows summed over ranks, no gradient; the adjoint of all_gather.
 
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> Tensor:
-        return all_gather(rows)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        if world_size() == 1:
-            return gradient
-        local = gradient.new_empty((gradient.shape[0] // world_size(), *gradient.shape[1:]))
-        with _peers():
-            dist.reduce_scatter_tensor(local, gradient.contiguous())
-        return local
-
-
-def all_gather_with_gradient(rows: Tensor) -> Tensor:
-    """(B, E) on each rank -> (W*B, E) in rank order; the backward sums what every rank sends back.
-
-    With a loss that is the mean over the *local* rows, the mean over ranks of parameter gradients (what DeepSpeed
-    takes) then is exactly the gradient of one process.
+    Where a loss is the mean over *local* rows, columns that were gathered and whose gradients come back through this
+    sum have, after the mean over ranks that DeepSpeed takes of parameter gradients, exactly those of one process.
     """
-    gathered: Tensor = _GatherRows.apply(rows)  # type: ignore[no-untyped-call]
-    return gathered
+    if world_size() == 1:
+        return rows.detach()
+    local = rows.new_empty((rows.shape[0] // world_size(), *rows.shape[1:]))
+    with _peers():
+        dist.reduce_scatter_tensor(local, rows.detach().contiguous())
+    return local
 
 
 def broadcast_bytes(content: bytes, source: int = 0) -> bytes:

@@ -26,7 +26,7 @@ from stence_dist.config.optimizer import AdamWConfig, OptimizerConfig, SgdConfig
 from stence_dist.config.pretrain import PretrainConfig
 from stence_dist.config.targets import TargetsConfig
 from stence_dist.errors import RefusedError
-from stence_dist.losses import pair_loss
+from stence_dist.losses import contrastive_part, pair_loss, stenosis_part
 from stence_dist.models.pair_model import PairOutput
 from stence_dist.targets import stenosis_labels
 
@@ -65,6 +65,7 @@ _TOWERS = {
     "image_projector": "image",
     "stenosis_head": "image",
     "logit_scale": "scale",
+    "logit_bias": "scale",
 }
 _AUTOCAST_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -262,7 +263,8 @@ def train_step(
     for group in engine.optimizer.param_groups:
         group["lr"] = rates[group["tower"]]
     for repeat in range(MOST_REPEATS + 1):
-        terms, faulty, logit_scale = _accumulate(engine, micro_batches, known, config, active)
+        accumulate = _accumulate if config.engine.negatives == "micro" else _accumulate_cached
+        terms, faulty, logit_scale = accumulate(engine, micro_batches, step, known, config, active)
         loss, contrastive, stenosis = _global_means(terms, faulty, step, micro_batches)
         norm = _apply(engine)
         if math.isfinite(norm):
@@ -285,12 +287,13 @@ def train_step(
 def _accumulate(
     engine: Engine,
     micro_batches: Sequence[PairBatch],
+    step: int,
     known: Tensor,
     config: PretrainConfig,
     active: NDArray[np.bool_] | None,
 ) -> tuple[Tensor, Tensor, float]:
-    """Gradients of all micro-batches. This rank's means (3,) of loss, contrastive and stenosis; which of its rows
-    (A*B,) the model answered with something that is not finite; the logit scale.
+    """Gradients of all micro-batches, each with its own pool of negatives. This rank's means (3,) of loss, contrastive
+    and stenosis; which of its rows (A*B,) the model answered with something that is not finite; the logit scale.
     """
     passes = distributed.world_size() * len(micro_batches)
     terms = torch.zeros(3, dtype=torch.float64, device=engine.device)
@@ -302,12 +305,75 @@ def _accumulate(
         output: PairOutput = engine(batch)
         loss = pair_loss(output, labels, batch.patient, known=known, passes=passes, config=config.loss)
         terms += torch.stack([loss.total.detach(), loss.contrastive, loss.stenosis]).double()
-        rows = torch.cat([output.ecg, output.image, output.stenosis_logits], dim=1).detach()
-        faulty.append(~rows.isfinite().all(dim=1))
+        faulty.append(_faulty(output.ecg, output.image, output.stenosis_logits))
         engine.backward(loss.total)
         if index + 1 < len(micro_batches):
             engine.step()  # counts the micro-batch; the update is applied with the last one
     return terms / len(micro_batches), torch.cat(faulty), float(output.logit_scale.detach())
+
+
+def _accumulate_cached(
+    engine: Engine,
+    micro_batches: Sequence[PairBatch],
+    step: int,
+    known: Tensor,
+    config: PretrainConfig,
+    active: NDArray[np.bool_] | None,
+) -> tuple[Tensor, Tensor, float]:
+    """As `_accumulate`, but with one pool of negatives over all micro-batches: the gradient of the batch in one piece.
+
+    Gao et al. 2021 (arXiv:2101.06983): embed all micro-batches without a graph, take the loss once and its gradient
+    by the embeddings, then embed each again and feed it its part of that gradient. Both passes see the same model:
+    dropped paths come with the batch, nothing else in it is random.
+    """
+    with torch.no_grad():
+        outputs: list[PairOutput] = [engine(batch.to(engine.device)) for batch in micro_batches]
+    ecg, image = torch.cat([output.ecg for output in outputs]), torch.cat([output.image for output in outputs])
+    leaves = [value.detach().requires_grad_() for value in (ecg, image, outputs[0].logit_scale, outputs[0].logit_bias)]
+    patient = torch.cat([batch.patient for batch in micro_batches]).to(engine.device)
+    contrastive = contrastive_part(*leaves, patient=patient, config=config.loss)
+    # Before the second pass: it would take a gradient that is not finite into every weight.
+    alone = contrastive.detach().double()
+    _global_means(torch.stack([alone, alone, 0 * alone]), _faulty(ecg, image), step, micro_batches)
+    gradients = torch.autograd.grad(contrastive, leaves, allow_unused=True, materialize_grads=True)
+    sizes = [len(batch) for batch in micro_batches]
+    of_ecg, of_image = torch.split(gradients[0], sizes), torch.split(gradients[1], sizes)
+    faulty, stenosis = [], torch.zeros((), dtype=torch.float64, device=engine.device)
+    for index, micro_batch in enumerate(micro_batches):
+        labels = _labels(micro_batch, config.targets, active).to(engine.device)
+        output: PairOutput = engine(micro_batch.to(engine.device))
+        # The scale and the bias are one and the same in all micro-batches: the first carries their whole gradient,
+        # the others a zero, so that ZeRO sees them in each.
+        once = float(index == 0)
+        backward_from = sum(
+            (value * gradient).sum()
+            for value, gradient in (
+                (output.ecg, of_ecg[index]),
+                (output.image, of_image[index]),
+                (output.logit_scale, once * gradients[2]),
+                (output.logit_bias, once * gradients[3]),
+            )
+        )
+        share = stenosis_part(
+            output.stenosis_logits,
+            labels,
+            known=known.to(engine.device),
+            passes=distributed.world_size(),
+            config=config.loss,
+        )
+        stenosis += share.detach()
+        faulty.append(_faulty(output.ecg, output.image, output.stenosis_logits))
+        # The micro-batches' gradients add up to the step's: no division by A.
+        engine.backward(backward_from + config.loss.stenosis_weight * share, scale_wrt_gas=False)
+        if index + 1 < len(micro_batches):
+            engine.step()
+    total = alone + config.loss.stenosis_weight * stenosis
+    return torch.stack([total, alone, stenosis]), torch.cat(faulty), float(outputs[0].logit_scale)
+
+
+def _faulty(*values: Tensor) -> Tensor:
+    """(B,) True for rows with an entry that is not finite in any of `values` (B, ...)."""
+    return ~torch.cat([value.detach() for value in values], dim=1).isfinite().all(dim=1)
 
 
 def _labels(batch: PairBatch, config: TargetsConfig, active: NDArray[np.bool_] | None) -> Tensor:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, normalize
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, logsigmoid, normalize
 
 from stence_dist.batch import PairBatch
 from stence_dist.config.data import DataConfig
@@ -29,6 +29,7 @@ class Output(NamedTuple):
     image: Tensor
     stenosis_logits: Tensor
     logit_scale: Tensor
+    logit_bias: Tensor
 
 
 class LogScale(nn.Module):
@@ -40,6 +41,17 @@ class LogScale(nn.Module):
 
     def forward(self) -> Tensor:
         return self.log_scale.exp()
+
+
+class Bias(nn.Module):
+    """PairModel's other one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.tensor([-2.0]))
+
+    def forward(self) -> Tensor:
+        return self.bias.clone()
 
 
 class Tower(nn.Module):
@@ -62,10 +74,11 @@ class Tower(nn.Module):
 class SmallPairModel(nn.Module):
     """Towers over 5 leads x 7 samples and 2 x 3 pixels into 6 dimensions."""
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self, seed: int = 0, *, sigmoid: bool = False) -> None:
         super().__init__()
         with torch.random.fork_rng():
             torch.manual_seed(seed)
+            self.logit_bias = Bias() if sigmoid else None
             self.ecg_tower = Tower(35, 37, 6)
             self.image_tower = Tower(6, 19, 7)
             self.image_projector = nn.Linear(7, 6)
@@ -73,13 +86,14 @@ class SmallPairModel(nn.Module):
             self.logit_scale = LogScale()
 
     def forward(self, batch: PairBatch) -> Output:
-        ecg = self.ecg_tower(batch.ecg.flatten(1))
+        ecg = self.ecg_tower(batch.ecg.flatten(1) * batch.keep_path.repeat(1, 5) / 0.8)  # dropout by the batch's masks
         pooled = self.image_tower(batch.views.flatten(1).to(batch.ecg.dtype))
         return Output(
             normalize(ecg.to(torch.promote_types(ecg.dtype, torch.float32)), dim=1),
             normalize(self.image_projector(pooled).to(torch.promote_types(ecg.dtype, torch.float32)), dim=1),
             self.stenosis_head(pooled),
             self.logit_scale(),
+            self.logit_scale().detach() * 0 if self.logit_bias is None else self.logit_bias(),
         )
 
 
@@ -90,7 +104,7 @@ def configuration(stage: int, optimizer: OptimizerConfig | None = None, precisio
         data=DataConfig(shards="unused"),
         loss=LossConfig(learnable=True),
         optimizer=optimizer or AdamWConfig(scale_lr=1e-3),
-        engine=EngineConfig(GLOBAL_BATCH, ACCUMULATION, stage, precision, gradient_clipping=0.05),
+        engine=EngineConfig(GLOBAL_BATCH, ACCUMULATION, zero_stage=stage, precision=precision, gradient_clipping=0.05),
     )
 
 
@@ -99,30 +113,34 @@ def sgd(momentum: float = 0.0) -> SgdConfig:
     return SgdConfig(ecg_lr=2.0, image_lr=1.0, scale_lr=0.5, momentum=momentum)
 
 
-def global_batch(step: int) -> PairBatch:
-    """The whole batch of one step: patients that come twice, targets that nobody reports on half of the rows."""
+def global_batch(step: int, size: int = GLOBAL_BATCH) -> PairBatch:
+    """The whole batch of one step: patients that come twice, targets that nobody reports on half of the rows, inputs
+    that are dropped.
+    """
     generator = torch.Generator().manual_seed(1000 + step)
-    segments = torch.rand(GLOBAL_BATCH, 16, generator=generator) * 110 - 20
-    segments[torch.rand(GLOBAL_BATCH, 16, generator=generator) < 0.3] = float("nan")
+    segments = torch.rand(size, 16, generator=generator) * 110 - 20
+    segments[torch.rand(size, 16, generator=generator) < 0.3] = float("nan")
     segments = segments.clamp(0, 100)
-    segments[: GLOBAL_BATCH // 2, :4] = float("nan")
+    segments[: size // 2, :4] = float("nan")
     return PairBatch(
-        ecg=torch.randn(GLOBAL_BATCH, 5, 7, generator=generator),
-        views=torch.randn(GLOBAL_BATCH, 1, 1, 1, 2, 3, generator=generator),
-        view_mask=torch.ones(GLOBAL_BATCH, 1, dtype=torch.bool),
-        angulation=torch.zeros(GLOBAL_BATCH, 1, 2),
+        ecg=torch.randn(size, 5, 7, generator=generator),
+        views=torch.randn(size, 1, 1, 1, 2, 3, generator=generator),
+        view_mask=torch.ones(size, 1, dtype=torch.bool),
+        angulation=torch.zeros(size, 1, 2),
         segments=segments,
-        patient=torch.randint(0, 20, (GLOBAL_BATCH,), generator=generator),
-        sample=torch.arange(GLOBAL_BATCH) + 100 * step,
-        keep_path=torch.ones(GLOBAL_BATCH, 0, dtype=torch.bool),
+        patient=torch.randint(0, size - 4, (size,), generator=generator),
+        sample=torch.arange(size) + 100 * step,
+        keep_path=torch.rand(size, 7, generator=generator) < 0.8,
     )
 
 
-def micro_batches(batch: PairBatch, rank: int = 0, world_size: int = 1) -> list[PairBatch]:
+def micro_batches(
+    batch: PairBatch, rank: int = 0, world_size: int = 1, accumulation: int = ACCUMULATION
+) -> list[PairBatch]:
     """A rank's contiguous slice of each micro-batch."""
-    pool = GLOBAL_BATCH // ACCUMULATION
+    pool = len(batch) // accumulation
     share = pool // world_size
-    starts = [index * pool + rank * share for index in range(ACCUMULATION)]
+    starts = [index * pool + rank * share for index in range(accumulation)]
     return [PairBatch(**{key: value[start : start + share] for key, value in vars(batch).items()}) for start in starts]
 
 
@@ -139,15 +157,21 @@ def known_counts(batch: PairBatch, config: PretrainConfig) -> Tensor:
 
 def plain_loss(model: nn.Module, batch: PairBatch, config: PretrainConfig) -> Tensor:
     """The loss of one step as its definition says it, in one process."""
-    pool = GLOBAL_BATCH // ACCUMULATION
+    pool = config.engine.pool
     output = model(batch)
     contrastive = torch.zeros((), dtype=torch.float64)
-    for rows in torch.arange(GLOBAL_BATCH).split(pool):
+    for rows in torch.arange(len(batch)).split(pool):
         logits = output.logit_scale * output.ecg[rows] @ output.image[rows].T
         same = batch.patient[rows][:, None] == batch.patient[rows][None, :]
-        logits = logits.masked_fill(same & ~torch.eye(pool, dtype=torch.bool), float("-inf"))
-        both = cross_entropy(logits, torch.arange(pool)) + cross_entropy(logits.T, torch.arange(pool))
-        contrastive = contrastive + both / 2 / ACCUMULATION
+        hidden, own = same & ~torch.eye(pool, dtype=torch.bool), torch.arange(pool)
+        if config.loss.contrastive == "sigmoid":
+            signs = 2 * torch.eye(pool, dtype=torch.float64) - 1
+            terms = -logsigmoid(signs * (logits + output.logit_bias)).masked_fill(hidden, 0.0)
+            pooled = terms.sum() / pool
+        else:
+            logits = logits.masked_fill(hidden, float("-inf"))
+            pooled = (cross_entropy(logits, own) + cross_entropy(logits.T, own)) / 2
+        contrastive = contrastive + pooled * pool / len(batch)
     labels = labels_of(batch, config).double()
     shares = (config.loss.patient_weight, config.loss.artery_weight, config.loss.segment_weight)
     stenosis = torch.zeros((), dtype=torch.float64)

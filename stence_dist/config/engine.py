@@ -11,7 +11,11 @@ class EngineConfig:
     """Batch arithmetic, ZeRO and precision."""
 
     global_batch_size: int = key("G: pairs per optimizer step over all ranks", 64)
-    accumulation: int = key("A: micro-batches per step; the pool of negatives is G/A whatever the number of ranks", 1)
+    accumulation: int = key("A: micro-batches per step", 1)
+    negatives: str = key(
+        "micro (a row meets the G/A pairs of its micro-batch) | accumulated (it meets all G; costs a second forward)",
+        "micro",
+    )
     zero_stage: int = key("DeepSpeed ZeRO stage, 0 to 3", 1)
     precision: str = key("auto (bf16 on a GPU, fp32 on CPU) | fp32 | bf16 | fp16 (stage 0 only)", "auto")
     gradient_clipping: float = key("largest gradient norm; 0 = off", 1.0)
@@ -37,13 +41,15 @@ class EngineConfig:
                 f"engine.accumulation={self.accumulation} does not divide "
                 f"engine.global_batch_size={self.global_batch_size}. Use a divisor."
             )
+        if self.negatives not in ("micro", "accumulated"):
+            raise ConfigError(f"engine.negatives={self.negatives} is not known. Use micro or accumulated.")
         if self.gradient_clipping < 0:
             raise ConfigError(f"engine.gradient_clipping={self.gradient_clipping}. Use 0 (off) or more.")
 
     @property
     def pool(self) -> int:
-        """G/A: the columns that a row of logits meets."""
-        return self.global_batch_size // self.accumulation
+        """The columns that a row of logits meets on any number of ranks: G/A, or G with accumulated negatives."""
+        return self.global_batch_size // (self.accumulation if self.negatives == "micro" else 1)
 
     def micro_batch(self, world_size: int) -> int:
         """B = G/(W*A). Raises ConfigError where W*A does not divide G, naming near values that work."""

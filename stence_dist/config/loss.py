@@ -8,10 +8,14 @@ from stence_dist.errors import ConfigError
 
 @dataclass
 class LossConfig:
-    """Symmetric InfoNCE plus a weighted stenosis loss on the angiogram's queries."""
+    """A contrastive loss plus a weighted stenosis loss on the angiogram's queries."""
 
-    temperature: float = key("softmax temperature; with loss.learnable=true only its start", 0.2)
-    learnable: bool = key("learn the temperature", False)
+    contrastive: str = key(
+        "infonce (softmax over the pool, both ways) | sigmoid (SigLIP's, each pair by itself)", "infonce"
+    )
+    temperature: float = key("temperature; with loss.learnable=true only its start", 0.2)
+    bias: float = key("added to every logit of the sigmoid loss; with loss.learnable=true only its start", -10.0)
+    learnable: bool = key("learn the temperature, and the bias of the sigmoid loss", False)
     max_logit_scale: float = key("upper bound of the learned inverse temperature, clamped in forward", 100.0)
     stenosis_weight: float = key("weight of the stenosis loss; 0 uses no angiographic label", 0.3)
     patient_weight: float = key("share of the patient target in the stenosis loss", 0.4)
@@ -19,6 +23,8 @@ class LossConfig:
     segment_weight: float = key("share of the eight segments", 0.2)
 
     def __post_init__(self) -> None:
+        if self.contrastive not in ("infonce", "sigmoid"):
+            raise ConfigError(f"loss.contrastive={self.contrastive} is not known. Use infonce or sigmoid.")
         if self.temperature <= 0:
             raise ConfigError(f"loss.temperature={self.temperature}. Use a value above 0, e.g. 0.2.")
         if self.stenosis_weight < 0:

@@ -1,10 +1,17 @@
-"""The exact contrastive loss over all ranks, in its plain dense form."""
+"""Symmetric InfoNCE over all ranks, exact, in memory that does not hold the matrix of logits."""
+
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.autograd.function import once_differentiable
 
-from stence_dist.distributed import active, all_gather, all_gather_with_gradient, rank
+from stence_dist.distributed import all_reduce_max, all_reduce_sum
+from stence_dist.losses.tiles import Tiles
+
+# Up to this scale the logits of unit vectors, and the sums of their exponentials, need no maximum taken off first:
+# exp(40) times any number of columns and exp(-40) are both far inside float32.
+_BOUNDED_SCALE = 40.0
 
 
 def contrastive_loss(ecg: Tensor, image: Tensor, logit_scale: Tensor, *, patient: Tensor) -> Tensor:
@@ -15,17 +22,75 @@ def contrastive_loss(ecg: Tensor, image: Tensor, logit_scale: Tensor, *, patient
     Logits are float32, float64 for float64 inputs, whatever autocast does around. Uses the default process group, or
     none. Gradients averaged over ranks (what DeepSpeed does) are those of one process that holds all rows. Never
     scale this loss by the number of ranks: the temperature's gradient, which no gather touches, would take the factor.
+
+    Each rank computes its own rows of one matrix, ECG against image, and gathers images only; the columns' sums are
+    reduced over ranks. Backward makes the tiles again: 8 B G E operations, where gathering both sides takes 12.
     """
     with torch.autocast(ecg.device.type, enabled=False):
-        dtype = torch.promote_types(ecg.dtype, torch.float32)
-        ecg_BE, image_BE, scale = ecg.to(dtype), image.to(dtype), logit_scale.to(dtype)
-        image_GE = all_gather_with_gradient(image_BE)
-        ecg_GE = all_gather_with_gradient(ecg_BE)
-        rows = torch.arange(len(patient), device=patient.device)
-        positives = rows + (rank() * len(patient) if active() else 0)
-        hidden_BG = patient[:, None] == all_gather(patient)[None, :]
-        hidden_BG[rows, positives] = False
-        # Hidden before the softmax, so that its maximum does not see them either.
-        ecg_logits_BG = (scale * ecg_BE @ image_GE.T).masked_fill(hidden_BG, float("-inf"))
-        image_logits_BG = (scale * image_BE @ ecg_GE.T).masked_fill(hidden_BG, float("-inf"))
-        return (cross_entropy(ecg_logits_BG, positives) + cross_entropy(image_logits_BG, positives)) / 2
+        loss: Tensor = _InfoNce.apply(ecg, image, logit_scale, patient)  # type: ignore[no-untyped-call]
+    return loss
+
+
+class _InfoNce(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, ecg: Tensor, image: Tensor, logit_scale: Tensor, patient: Tensor) -> Tensor:
+        tiles = Tiles(ecg, image, logit_scale, patient)
+        softmax = _TwoWaySoftmax(tiles, bounded=float(logit_scale) <= _BOUNDED_SCALE)
+        ctx.save_for_backward(ecg, image, logit_scale)
+        ctx.tiles, ctx.softmax = tiles, softmax
+        return ((softmax.row + softmax.column[tiles.own]) / 2 - tiles.positives()).mean()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        ecg, image, logit_scale = ctx.saved_tensors
+        with torch.autocast(ecg.device.type, enabled=False):
+            of_rows, of_image = ctx.tiles.pull_back(ctx.softmax.gradient, gradient / (2 * len(ecg)))
+            of_scale = (of_rows * ecg).sum().reshape(logit_scale.shape)
+            of_ecg = of_rows.mul_(logit_scale)
+        return of_ecg.to(ecg.dtype), of_image.to(image.dtype), of_scale.to(logit_scale.dtype), None
+
+
+class _TwoWaySoftmax:
+    """Log-sum-exp of every local row and of every column over all ranks, and the gradient that follows from them."""
+
+    def __init__(self, tiles: Tiles, *, bounded: bool) -> None:
+        self._tiles, self._bounded = tiles, bounded
+        self._work: Tensor | None = None
+        start = 0.0 if bounded else float("-inf")
+        row, column = tiles.rows.new_full((len(tiles.rows),), start), tiles.rows.new_full((len(tiles.columns),), start)
+        for rows, columns in tiles:
+            tile = self._tile(rows, columns)
+            if bounded:
+                row[rows] += tile.sum(dim=1)
+                column[columns] += tile.sum(dim=0)
+            else:
+                row[rows] = torch.logaddexp(row[rows], tile.logsumexp(dim=1))
+                column[columns] = torch.logaddexp(column[columns], tile.logsumexp(dim=0))
+        self._kept = tile if tiles.single else None
+        if bounded:
+            self.row, self.column = row.log(), all_reduce_sum(column).log()
+        else:
+            largest = all_reduce_max(column)  # hidden logits are -inf, so it does not see them
+            self.row, self.column = row, largest + all_reduce_sum((column - largest).exp()).log()
+
+    def _tile(self, rows: slice, columns: slice) -> Tensor:
+        """Exponentials of one tile's logits where these are bounded, the logits themselves elsewhere."""
+        tile = self._tiles.logits(rows, columns)
+        if self._bounded:
+            return self._tiles.hide(tile.exp_(), rows, columns, 0.0)
+        return self._tiles.hide(tile, rows, columns, float("-inf"))
+
+    def gradient(self, rows: slice, columns: slice) -> Tensor:
+        """The gradient of 2 B times the loss by one tile's logits, in memory that the next call takes again."""
+        tile = self._tile(rows, columns) if self._kept is None else self._kept
+        if self._work is None:
+            self._work = torch.empty_like(tile)
+        work = self._work[: tile.shape[0], : tile.shape[1]]
+        row, column = self.row[rows, None], self.column[None, columns]
+        if self._bounded:
+            torch.add((-row).exp(), (-column).exp(), out=work).mul_(tile)
+        else:
+            torch.sub(tile, row, out=work).exp_().add_(tile.sub(column).exp_())
+        self._tiles.diagonal(work, rows, columns).sub_(2)
+        return work

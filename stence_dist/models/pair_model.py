@@ -22,6 +22,7 @@ class PairOutput(NamedTuple):
     image: Tensor  # (B, E) float32, unit norm
     stenosis_logits: Tensor  # (B, S), in the order of targets.STENOSIS_TARGETS
     logit_scale: Tensor  # (1,) float32, the inverse temperature
+    logit_bias: Tensor  # (1,) float32, of the sigmoid loss; 0 with InfoNCE
 
 
 class LogitScale(nn.Module):
@@ -43,6 +44,18 @@ class LogitScale(nn.Module):
         return (self.log_scale - excess).exp()
 
 
+class LogitBias(nn.Module):
+    """What the sigmoid loss adds to every logit."""
+
+    def __init__(self, config: LossConfig) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.tensor([config.bias]), requires_grad=config.learnable)
+
+    def forward(self) -> Tensor:
+        """(1,), the bias itself; a copy, because ZeRO-3 empties parameters outside forward."""
+        return self.bias.clone()
+
+
 def unit_norm(projected: Tensor) -> Tensor:
     """(B, E) at unit length, in float32 or better whatever autocast does around it."""
     with torch.autocast(projected.device.type, enabled=False):
@@ -59,6 +72,7 @@ class PairModel(nn.Module):
         image_projector: Projector,
         stenosis_head: nn.Linear,
         logit_scale: LogitScale,
+        logit_bias: LogitBias | None,
     ) -> None:
         super().__init__()
         self.ecg_tower = ecg_tower
@@ -66,6 +80,7 @@ class PairModel(nn.Module):
         self.image_projector = image_projector
         self.stenosis_head = stenosis_head  # one layer for all queries but the contrastive one, as in StenCE
         self.logit_scale = logit_scale
+        self.logit_bias = logit_bias
 
     def forward(self, batch: PairBatch) -> PairOutput:
         """PairOutput of B pairs; batch.views is needed.
@@ -80,11 +95,13 @@ class PairModel(nn.Module):
             _, ecg = self.ecg_tower(batch.ecg, batch.keep_path)
         assert ecg is not None, "the ECG tower of a pair model has a projector"
         pooled, queries = self.image_tower(batch.views, batch.view_mask, batch.angulation)
+        scale = self.logit_scale()
         return PairOutput(
             ecg=unit_norm(ecg),
             image=unit_norm(self.image_projector(pooled)),
             stenosis_logits=self.stenosis_head(queries[:, 1:]).squeeze(2),
-            logit_scale=self.logit_scale(),
+            logit_scale=scale,
+            logit_bias=torch.zeros_like(scale) if self.logit_bias is None else self.logit_bias(),
         )
 
 
@@ -103,4 +120,5 @@ def build_pair_model(config: PretrainConfig, *, tokens_width: int | None, max_vi
         image_projector = Projector(image_tower.width, config.embedding)
     with initial_weights(config.seed, "stenosis_head"):
         stenosis_head = start_as_published(nn.Linear(image_tower.width, 1))
-    return PairModel(ecg_tower, image_tower, image_projector, stenosis_head, LogitScale(config.loss))
+    logit_bias = LogitBias(config.loss) if config.loss.contrastive == "sigmoid" else None
+    return PairModel(ecg_tower, image_tower, image_projector, stenosis_head, LogitScale(config.loss), logit_bias)

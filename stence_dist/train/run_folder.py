@@ -41,6 +41,7 @@ _FREE_KEYS = (
     "data.workers",
     "data.verify",
     "engine.accumulation",  # the identity holds the pool instead
+    "engine.negatives",
     "engine.zero_stage",
     "engine.timeout_s",
 )

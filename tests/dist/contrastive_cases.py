@@ -34,6 +34,7 @@ def _case(rows: int, patients: int, temperature: float, dtype: torch.dtype, seed
     )
 
 
+SIGMOID_BIAS = -2.0
 CASES = {
     "duplicates": _case(12, 8, 0.2, torch.float64, seed=0),
     "distinct": _case(8, 8, 0.5, torch.float64, seed=1),

@@ -5,15 +5,18 @@
 
 import sys
 from collections.abc import Callable
+from unittest import mock
 
 import torch
-from contrastive_cases import CASES, Case, two_towers
+from contrastive_cases import CASES, SIGMOID_BIAS, Case, two_towers
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from stence_dist import distributed
+from stence_dist.losses import tiles
 from stence_dist.losses.contrastive import contrastive_loss
+from stence_dist.losses.sigmoid import sigmoid_loss
 
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -60,8 +63,31 @@ def _scaled_up(ecg: Tensor, image: Tensor, scale: Tensor, patient: Tensor) -> Te
     return distributed.world_size() * _whole_matrix(ecg, image, scale, patient)
 
 
-VARIANTS: dict[str, Loss] = {
-    "ours": lambda ecg, image, scale, patient: contrastive_loss(ecg, image, scale, patient=patient),
+def _in_tiles(loss_of: Loss) -> Loss:
+    """The same loss in tiles of at most 2 rows and 3 columns."""
+
+    def loss(*values: Tensor) -> Tensor:
+        with mock.patch.dict(tiles._LARGEST, cpu=(2, 3)):
+            return loss_of(*values)
+
+    return loss
+
+
+def _ours(ecg: Tensor, image: Tensor, scale: Tensor, patient: Tensor) -> Tensor:
+    return contrastive_loss(ecg, image, scale, patient=patient)
+
+
+def _sigmoid(ecg: Tensor, image: Tensor, scale: Tensor, patient: Tensor) -> Tensor:
+    return sigmoid_loss(ecg, image, scale, scale.new_tensor([SIGMOID_BIAS]), patient=patient)
+
+
+RIGHT: dict[str, Loss] = {
+    "infonce": _ours,
+    "infonce in tiles": _in_tiles(_ours),
+    "sigmoid": _sigmoid,
+    "sigmoid in tiles": _in_tiles(_sigmoid),
+}
+WRONG: dict[str, Loss] = {
     "whole_matrix": _whole_matrix,
     "local_rows": _local_rows_without_gradient,
     "scaled_up": _scaled_up,
@@ -82,12 +108,12 @@ def averaged(case: Case, loss_of: Loss) -> dict[str, Tensor]:
 
 
 def main() -> None:
-    """All cases with the real loss; the first also with each wrong variant."""
+    """All cases with the real losses; the first also with each wrong variant."""
     distributed.start(timeout_s=60)
     results: dict[str, Tensor] = {}
     for name, case in CASES.items():
-        for variant, loss_of in VARIANTS.items():
-            if variant == "ours" or name == next(iter(CASES)):
+        for variant, loss_of in (RIGHT | WRONG).items():
+            if variant in RIGHT or name == next(iter(CASES)):
                 results |= {f"{name}/{variant}/{key}": value for key, value in averaged(case, loss_of).items()}
     if distributed.rank() == 0:
         save_file(results, sys.argv[1])

@@ -3,26 +3,31 @@ from pathlib import Path
 
 import pytest
 import torch
-from contrastive_cases import CASES, Case, two_towers
+from contrastive_cases import CASES, SIGMOID_BIAS, Case, two_towers
 from processes import run_ranks
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, logsigmoid
 
 pytestmark = pytest.mark.dist
 
 SCRIPT = Path(__file__).with_name("contrastive_ranks.py")
 
 
-def _one_process(case: Case) -> dict[str, Tensor]:
+def _one_process(case: Case, kind: str = "infonce") -> dict[str, Tensor]:
     """Loss and gradients of the whole batch in one float64 process, from the definition: no gather, no ranks."""
     case = dataclasses.replace(case, ecg=case.ecg.double(), image=case.image.double())
     model = two_towers(case)
     ecg, image, scale = model(case.ecg, case.image)
     logits, positives = scale * ecg @ image.T, torch.arange(case.global_batch)
     hidden = (case.patient[:, None] == case.patient[None, :]).fill_diagonal_(False)
-    logits = logits.masked_fill(hidden, float("-inf"))
-    loss = (cross_entropy(logits, positives) + cross_entropy(logits.T, positives)) / 2
+    if kind == "sigmoid":
+        signs = 2 * torch.eye(case.global_batch, dtype=torch.float64) - 1
+        terms = -logsigmoid(signs * (logits + SIGMOID_BIAS))
+        loss = terms.masked_fill(hidden, 0.0).sum() / case.global_batch
+    else:
+        logits = logits.masked_fill(hidden, float("-inf"))
+        loss = (cross_entropy(logits, positives) + cross_entropy(logits.T, positives)) / 2
     loss.backward()
     values = {"loss": loss.detach().reshape(1)}
     return values | {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
@@ -49,12 +54,13 @@ def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return results
 
 
-def test_averaged_gradients_are_those_of_one_process(ranks: dict[str, dict[str, Tensor]]) -> None:
+@pytest.mark.parametrize("variant", ["infonce", "infonce in tiles", "sigmoid", "sigmoid in tiles"])
+def test_averaged_gradients_are_those_of_one_process(ranks: dict[str, dict[str, Tensor]], variant: str) -> None:
     """Loss and every gradient, temperature included, at W = 2 and 4 against one float64 process: 1e-12, or 1e-5 for
-    float32; with patients seen on several ranks."""
+    float32; with patients seen on several ranks, in one tile and in many."""
     for name, case in CASES.items():
         limit = 1e-12 if case.ecg.dtype == torch.float64 else 1e-5
-        errors = _largest_difference(ranks[f"{name}/ours"], _one_process(case))
+        errors = _largest_difference(ranks[f"{name}/{variant}"], _one_process(case, variant.split()[0]))
         assert max(errors.values()) <= limit, (name, errors)
 
 

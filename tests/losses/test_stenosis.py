@@ -92,7 +92,7 @@ def test_pair_loss_is_the_weighted_sum(weight: float) -> None:
     logits, labels = _draw(6, unknown=0.3)
     ecg, image = torch.eye(6, dtype=torch.float64).requires_grad_(), torch.eye(6, dtype=torch.float64).flip(0)
     scale, patient, known = torch.tensor([2.0], dtype=torch.float64), torch.tensor([0, 1, 1, 2, 3, 4]), _counts(labels)
-    output = PairOutput(ecg=ecg, image=image, stenosis_logits=logits, logit_scale=scale)
+    output = PairOutput(ecg=ecg, image=image, stenosis_logits=logits, logit_scale=scale, logit_bias=scale * 0)
     loss = pair_loss(output, labels, patient, known=known, passes=1, config=LossConfig(stenosis_weight=weight))
     contrastive = contrastive_loss(ecg, image, scale, patient=patient)
     torch.testing.assert_close(loss.contrastive, contrastive)
