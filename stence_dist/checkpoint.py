@@ -23,7 +23,7 @@ from torch import Tensor
 
 from stence_dist import distributed, files, zero_views
 from stence_dist.engine import Engine
-from stence_dist.errors import DataError
+from stence_dist.errors import CommonFailureError, DataError
 
 logger = logging.getLogger("stence_dist")
 
@@ -33,7 +33,7 @@ _PREFIX = "step_"
 _UNTRAINED = "untrained"
 
 
-class SaveError(RuntimeError):
+class SaveError(CommonFailureError):
     """A checkpoint could not be written. Raised on all ranks; the checkpoints before it are untouched."""
 
 
@@ -117,8 +117,10 @@ def _together(action: Callable[[], str | None]) -> list[str]:
         failure = error
         answer = f"-{type(error).__name__}: {error}"
     answers = [content.decode() for content in distributed.all_gather_bytes(answer.encode())]
-    failed = [f"rank {rank}: {text[1:]}" for rank, text in enumerate(answers) if text.startswith("-")]
-    if failed:
+    failing = [rank for rank, text in enumerate(answers) if text.startswith("-")]
+    if failing:
+        hosts = distributed.hosts()
+        failed = [f"rank {rank} on {hosts[rank]}: {answers[rank][1:]}" for rank in failing]
         raise SaveError(
             f"The checkpoint could not be written ({'; '.join(failed)}). The previous checkpoints are untouched. Make "
             "room or mend the folder, then start the same command again: it resumes from the newest one."

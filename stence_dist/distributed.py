@@ -6,6 +6,7 @@ Everything works without a process group, too: one rank, collectives that return
 import contextlib
 import hashlib
 import os
+import socket
 import sys
 import threading
 import time
@@ -202,6 +203,11 @@ def all_gather_bytes(content: bytes) -> list[bytes]:
         row[0, : len(content)] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
     rows = all_gather(row.to(device)).cpu()
     return [rows[index, :size].numpy().tobytes() for index, size in enumerate(sizes)]
+
+
+def hosts() -> list[str]:
+    """The host of each rank, on every rank."""
+    return [name.decode() for name in all_gather_bytes(socket.gethostname().encode())]
 
 
 def agree(value: str, what: str) -> None:

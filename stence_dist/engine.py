@@ -25,7 +25,7 @@ from stence_dist.config.engine import EngineConfig
 from stence_dist.config.optimizer import AdamWConfig, OptimizerConfig, SgdConfig
 from stence_dist.config.pretrain import PretrainConfig
 from stence_dist.config.targets import TargetsConfig
-from stence_dist.errors import RefusedError
+from stence_dist.errors import CommonFailureError, RefusedError
 from stence_dist.losses import contrastive_part, pair_loss, stenosis_part
 from stence_dist.models.pair_model import PairOutput
 from stence_dist.targets import stenosis_labels
@@ -88,7 +88,7 @@ _INTERNAL_NAMES: dict[int, tuple[str, ...]] = {
 }
 
 
-class NonFiniteError(RuntimeError):
+class NonFiniteError(CommonFailureError):
     """A loss or a gradient became NaN or infinite; the update was not applied. Raised on all ranks."""
 
 
@@ -275,12 +275,12 @@ def train_step(
         engine.global_steps -= 1
         engine.skipped_steps += 1
         scale = engine.torch_autocast_z0_gradscaler.get_scale()
-        logger.warning("step %d: the gradient overflowed in fp16; repeat %d at scale %g", step, repeat + 1, scale)
+        logger.warning("step %d: the gradient overflowed in fp16; repeat %d at scale %g", step + 1, repeat + 1, scale)
     samples = distributed.all_gather(_samples(micro_batches))
     raise NonFiniteError(
-        f"step {step}: the gradient norm is {norm} on all ranks while the loss is finite ({loss:.6g}); the update was "
-        f"not applied. Samples of the batch: {_listed(samples)}. Lower optimizer.ecg_lr and optimizer.image_lr, or use "
-        "engine.precision=fp32."
+        f"step {step + 1}: the gradient norm is {norm} on all ranks while the loss is finite ({loss:.6g}); the update "
+        f"was not applied. Samples of the batch: {listed(samples)}. Lower optimizer.ecg_lr and optimizer.image_lr, or "
+        "use engine.precision=fp32."
     )
 
 
@@ -390,13 +390,15 @@ def _global_means(terms: Tensor, faulty: Tensor, step: int, micro_batches: Seque
     bad = (~by_rank.isfinite().all(dim=1)).nonzero().flatten().tolist()
     if bad:
         # The gathered columns carry one rank's NaN into the losses of all, so the rows say where it came from.
-        samples = distributed.all_gather(_samples(micro_batches))
-        sources = samples[distributed.all_gather(faulty.to(samples.device, torch.uint8)).bool()]
-        total, contrastive, stenosis = by_rank[bad[0]].tolist()
+        samples = distributed.all_gather(_samples(micro_batches)[None])
+        sources = distributed.all_gather(faulty.to(samples.device, torch.uint8)[None]).bool()
+        rank = next(iter(sources.any(dim=1).nonzero().flatten().tolist()), bad[0])
+        total, contrastive, stenosis = by_rank[rank].tolist()
         raise NonFiniteError(
-            f"step {step}: the loss on rank {bad[0]} is {total:g} (contrastive {contrastive:g}, stenosis "
-            f"{stenosis:g}); the update was not applied. Samples whose embedding or logits are not finite: "
-            f"{_listed(sources) or 'none'}. Look at these samples, or lower optimizer.ecg_lr and optimizer.image_lr."
+            f"step {step + 1}: the loss on rank {rank} on {distributed.hosts()[rank]} is {total:g} (contrastive "
+            f"{contrastive:g}, stenosis {stenosis:g}); the update was not applied. Samples whose embedding or logits "
+            f"are not finite: {listed(samples[sources]) or 'none'}. Look at these samples, or lower optimizer.ecg_lr "
+            "and optimizer.image_lr."
         )
     means: list[float] = by_rank.mean(dim=0).tolist()
     return means
@@ -406,7 +408,8 @@ def _samples(micro_batches: Sequence[PairBatch]) -> Tensor:
     return torch.cat([batch.sample for batch in micro_batches]).to(distributed.collective_device())
 
 
-def _listed(samples: Tensor) -> str:
+def listed(samples: Tensor) -> str:
+    """Sample numbers (n,) as text, the first 32 of them."""
     shown = " ".join(str(sample) for sample in samples[:32].tolist())
     return shown if len(samples) <= 32 else f"{shown} and {len(samples) - 32} more"
 

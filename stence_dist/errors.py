@@ -39,5 +39,9 @@ class CheckFailedError(Exception):
     """The thing that a verify or check command examined is bad. Ends the command with exit code 1."""
 
 
+class CommonFailureError(RuntimeError):
+    """A failure that all ranks have agreed on and raise alike; rank 0 alone reports it."""
+
+
 class StoppedError(Exception):
     """A run stopped on request after saving; the same command resumes it. Ends the command with exit code 75."""

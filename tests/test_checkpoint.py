@@ -1,13 +1,16 @@
 """Checkpoints by parameter name, in a process group of one; several ranks are in dist/test_engine_ranks.py."""
 
+import itertools
 import json
 import logging
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from crashes import every_crash
 from small_pair_model import SmallPairModel, configuration, distance, global_batch, known_counts, micro_batches, sgd
 
 from stence_dist import checkpoint, distributed, engine, zero_views
@@ -215,7 +218,7 @@ def test_a_failed_save_leaves_the_previous_one(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(checkpoint.SaveError, match=r"rank 0: OSError.*No space left"):
+    with pytest.raises(checkpoint.SaveError, match=r"rank 0 on .*: OSError.*No space left"):
         save(tmp_path, small, 2)
     assert [path.name for path in tmp_path.iterdir()] == ["step_000000001"]
     loaded = checkpoint.load_newest(tmp_path, small)
@@ -223,47 +226,32 @@ def test_a_failed_save_leaves_the_previous_one(
     assert loaded.state.step == 1
 
 
-class Killed(BaseException):
-    """Stands for the end of the process: nothing may catch it."""
+def test_a_crash_at_any_point_leaves_a_whole_one(small: engine.Engine, tmp_path: Path) -> None:
+    """Die before and after every write, fsync, rename, removal and collective of a save: the old or the new checkpoint
+    is whole, and the next save removes what the dead one left.
+    """
+    folders = (tmp_path / str(number) for number in itertools.count())
+    folder = tmp_path
 
-
-@pytest.mark.parametrize("call", ["fsync", "replace", "rename", "rmdir", "unlink"])
-def test_a_kill_at_any_file_operation_leaves_a_whole_one(
-    call: str, small: engine.Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Die before the n-th fsync, rename or removal of a save, for every n: the old or the new checkpoint is whole."""
-    operation = getattr(os, call)
-    survivors = set()
-    for moment in range(100):
-        folder = tmp_path / str(moment)
+    def prepare() -> Callable[[], object]:
+        nonlocal folder
+        folder = next(folders)
         for step in (1, 2):
             save(folder, small, step)
-        left = [moment]
+        return lambda: save(folder, small, 3)
 
-        def counted(*arguments: object, left: list[int] = left, **named: object) -> object:
-            left[0] -= 1
-            if left[0] < 0:
-                raise Killed
-            return operation(*arguments, **named)
-
-        monkeypatch.setattr(os, call, counted)
-        try:
-            save(folder, small, 3)
-            finished = True
-        except Killed:
-            finished = False
-        monkeypatch.setattr(os, call, operation)
+    survivors, operations = set(), set()
+    for name, _ in every_crash(prepare):
+        operations.add(name)
         loaded = checkpoint.load_newest(folder, small)
         assert loaded is not None
-        survivors.add(loaded.state.step)
         assert loaded.state.step in (2, 3)
+        survivors.add(loaded.state.step)
         save(folder, small, 4)
-        assert len(list(folder.iterdir())) == 2, "the next save removes what a killed one left"
-        if finished:
-            break
-    assert finished
-    assert moment > 0, f"os.{call} was never called, so nothing was tried"
-    assert 3 in survivors
+        assert len(list(folder.iterdir())) == 2
+        shutil.rmtree(folder)
+    assert survivors == {2, 3}
+    assert {"fsync", "replace", "rename", "unlink", "mkdir", "save_file", "barrier", "all_gather_bytes"} <= operations
 
 
 def test_views_that_disagree_with_the_weights_are_not_saved(tmp_path: Path) -> None:

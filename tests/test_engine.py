@@ -115,7 +115,7 @@ def test_non_finite_ends_the_step_before_the_update(stage: int, where: str) -> N
     if where == "loss":
         batch.ecg[20, 0, 0] = math.nan
     known = known_counts(batch, config)
-    with pytest.raises(engine.NonFiniteError, match=f"step 7: the {where}.*not applied.*[Ss]amples") as caught:
+    with pytest.raises(engine.NonFiniteError, match=f"step 8: the {where}.*not applied.*[Ss]amples") as caught:
         engine.train_step(built, micro_batches(batch), step=7, total=9, known=known, config=config)
     after = engine.full_state(built)
     assert all(torch.equal(before[name], after[name]) for name in before)

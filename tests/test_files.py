@@ -5,10 +5,12 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from crashes import every_crash
 
 from stence_dist.errors import DataError, RefusedError
 from stence_dist.files import (
@@ -68,6 +70,17 @@ def test_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:
     ended = subprocess.run([sys.executable, "-c", code, str(path)], check=False)
     assert ended.returncode == -9
     assert path.read_text() == "old"
+
+
+def test_a_crash_at_any_point_leaves_the_old_or_the_new_file(tmp_path: Path) -> None:
+    """Die before and after every operation of a write: what a shard index, a report or a status goes through."""
+    path = tmp_path / "index.json"
+
+    def prepare() -> Callable[[], object]:
+        write_json(path, {"is": "old"})
+        return lambda: write_json(path, {"is": "new"})
+
+    assert {read_json(path)["is"] for _ in every_crash(prepare)} == {"old", "new"}
 
 
 def test_json_is_strict(tmp_path: Path) -> None:

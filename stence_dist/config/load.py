@@ -32,6 +32,7 @@ from stence_dist.errors import (
     EXIT_REFUSED,
     EXIT_STOPPED,
     CheckFailedError,
+    CommonFailureError,
     ConfigError,
     RefusedError,
     StoppedError,
@@ -73,7 +74,7 @@ def _guarded(config_class: type[C], verb: str, main: Callable[[C], int | None]) 
         return main(load(config_class, verb, arguments)) or EXIT_DONE
     except RefusedError as error:
         if not error.quiet:
-            sys.stderr.write(f"{where}error: {error}\n")
+            sys.stderr.write(f"{where}error: {error}{_notes(error)}\n")
         return EXIT_REFUSED
     except StoppedError as stop:
         sys.stderr.write(f"{where}{stop}\n")
@@ -84,12 +85,22 @@ def _guarded(config_class: type[C], verb: str, main: Callable[[C], int | None]) 
     except KeyboardInterrupt:
         sys.stderr.write(f"{where}interrupted\n")
         return EXIT_FAILURE
+    except CommonFailureError as error:
+        if rank == 0:
+            sys.stderr.write(f"{where}failed: {type(error).__name__}: {error}{_notes(error)}\n")
+        return EXIT_FAILURE
     except Exception as error:
         if type(error).__name__ == "PeerLostError":
             sys.stderr.write(f"{where}{error}\n")
         else:
-            sys.stderr.write(f"{where}{traceback.format_exc()}{where}failed: {type(error).__name__}: {error}\n")
+            message = f"failed: {type(error).__name__}: {error}{_notes(error)}"
+            sys.stderr.write(f"{where}{traceback.format_exc()}{where}{message}\n")
         return EXIT_FAILURE
+
+
+def _notes(error: Exception) -> str:
+    """What was added to an error on its way up, e.g. rank, host and step."""
+    return "".join(f" {note}" for note in getattr(error, "__notes__", []))
 
 
 def _end_ranks(code: int) -> int:

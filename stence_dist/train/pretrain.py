@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
@@ -20,12 +21,12 @@ from stence_dist.config.pretrain import PretrainConfig
 from stence_dist.data.loader import PairReader, training_batches
 from stence_dist.data.order import batch_hash, global_batch
 from stence_dist.data.shards import SampleTable, ShardSet
-from stence_dist.engine import build, full_state, resolve_precision, train_step
-from stence_dist.errors import DataError, StoppedError
+from stence_dist.engine import build, full_state, listed, resolve_precision, train_step
+from stence_dist.errors import CommonFailureError, DataError, StoppedError
 from stence_dist.models.ecg_tower import save_ecg_tower
 from stence_dist.models.pair_model import build_pair_model
 from stence_dist.targets import STENOSIS_PARTS, STENOSIS_TARGETS, stenosis_labels
-from stence_dist.train.run_folder import RunFolder, check_same_run, identity, write_status
+from stence_dist.train.run_folder import RunFolder, check_same_run, check_shared, identity, write_status
 from stence_dist.train.validate import Validation
 
 logger = logging.getLogger("stence_dist")
@@ -145,8 +146,9 @@ def pretrain(config: PretrainConfig) -> None:
     if distributed.rank() == 0:
         write_status(folder, "running", 0, "starting")
     distributed.barrier()
+    check_shared(folder)
+    run = _Run(prepared, device, folder)
     try:
-        run = _Run(prepared, device, folder)
         step = run.start()
         for step in range(step, prepared.total_steps):  # noqa: B020  (resumes where the checkpoint ends)
             run.step(step)
@@ -154,9 +156,14 @@ def pretrain(config: PretrainConfig) -> None:
     except (StoppedError, distributed.PeerLostError):
         raise
     except Exception as error:
+        place = run.place(step)
+        if not isinstance(error, CommonFailureError):  # these say themselves whose failure it is
+            place = f"rank {distributed.rank()} on {socket.gethostname()}, {place}"
+            place += f", samples {listed(run.samples)}" if len(run.samples) else ""
+        error.add_note(f"({place})")
         # The rank at fault writes first; what its peers say afterwards only repeats that it is gone.
         if files.read_json(folder / "status.json")["state"] != "failed":
-            write_status(folder, "failed", step, f"rank {distributed.rank()}: {type(error).__name__}: {error}")
+            write_status(folder, "failed", step, f"{place}: {type(error).__name__}: {error}")
         raise
 
 
@@ -178,6 +185,7 @@ class _Run:
         self.best: checkpoint.Best | None = None
         self.validation = Validation(prepared.shards, self.config, prepared.rows)
         self.waited_s, self.logged_at, self.logged_step = 0.0, time.perf_counter(), 0
+        self.samples = torch.empty(0, dtype=torch.int64)  # of this rank in the step under way
 
     def start(self) -> int:
         """Build engine and loader, load the newest checkpoint, return the step to go on from."""
@@ -240,6 +248,10 @@ class _Run:
         self.logged_step = step
         return step
 
+    def place(self, step: int) -> str:
+        """Where the run is while it works on the update after `step`: for the message of what went wrong there."""
+        return f"step {step + 1} of {self.plan.total_steps}"
+
     def _state(self, step: int) -> checkpoint.TrainState:
         return checkpoint.TrainState(step, self.plan.config_hash, self.plan.shards.fingerprint)
 
@@ -254,7 +266,9 @@ class _Run:
     def step(self, step: int) -> None:
         """One optimizer update, and what is due after it: a row, a validation, a checkpoint, a stop."""
         waiting = time.perf_counter()
+        self.samples = self.samples[:0]
         micro_batches = next(self.batches)
+        self.samples = torch.cat([batch.sample for batch in micro_batches])
         self.waited_s += time.perf_counter() - waiting
         batch_digest, known = self.plan.batch(step)
         result = train_step(

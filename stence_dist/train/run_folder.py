@@ -4,14 +4,18 @@ Only rank 0 writes. Every row of metrics.jsonl is flushed when logged; a resumed
 checkpoint has not seen, so no step appears twice and none is missing.
 """
 
+import contextlib
 import json
 import logging
 import math
 import os
 import platform
+import secrets
 import shutil
+import socket
 import subprocess
 import sys
+import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,10 +23,10 @@ from typing import Any
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from stence_dist import files
+from stence_dist import distributed, files
 from stence_dist.config.load import to_dict, to_yaml
 from stence_dist.config.pretrain import PretrainConfig
-from stence_dist.errors import ConfigError
+from stence_dist.errors import ConfigError, RefusedError
 
 logger = logging.getLogger("stence_dist")
 
@@ -95,6 +99,34 @@ def check_same_run(folder: Path, new: dict[str, Any]) -> str | None:
         )
     status = folder / "status.json"
     return str(files.read_json(status)["state"]) if status.exists() else "running"
+
+
+def check_shared(folder: Path, patience_s: float = 10.0) -> None:
+    """Raise RefusedError on all ranks unless every rank sees what rank 0 writes into `folder`. Collective.
+
+    Ranks with folders of their own would each keep their part of every checkpoint. File systems that are shared over
+    a network may need some seconds to show a new file.
+    """
+    name = f"{files.TEMPORARY_PREFIX}shared-" + distributed.broadcast_bytes(secrets.token_hex(8).encode()).decode()
+    if distributed.rank() == 0:
+        (folder / name).touch()
+    distributed.barrier()
+    deadline = time.monotonic() + patience_s
+    while not (folder / name).exists() and time.monotonic() < deadline:
+        with contextlib.suppress(OSError):
+            os.listdir(folder)  # makes a network file system look again
+        time.sleep(0.1)
+    answer = b"" if (folder / name).exists() else f"rank {distributed.rank()} on {socket.gethostname()}".encode()
+    blind = [answer.decode() for answer in distributed.all_gather_bytes(answer) if answer]
+    if distributed.rank() == 0:
+        (folder / name).unlink()
+    if blind:
+        error = RefusedError(
+            f"run_dir={folder} is not one folder for all ranks: {', '.join(blind)} cannot see what rank 0 writes "
+            "there. Put it on a file system that all nodes share."
+        )
+        error.quiet = distributed.rank() != 0
+        raise error
 
 
 class RunFolder:

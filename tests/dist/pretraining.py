@@ -33,7 +33,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def command(launcher: str, ranks: int, arguments: list[str]) -> list[str]:
+def command(launcher: str, ranks: int, arguments: list[str], script: Path = SCRIPT) -> list[str]:
     """The command line that starts pretraining under `python`, `torchrun` or `deepspeed`."""
     bin_folder = Path(sys.executable).parent
     if launcher == "python":
@@ -42,21 +42,23 @@ def command(launcher: str, ranks: int, arguments: list[str]) -> list[str]:
         start = [str(bin_folder / "torchrun"), "--nproc_per_node", str(ranks), "--master_port", str(free_port())]
     else:
         start = [str(bin_folder / "deepspeed"), "--num_accelerators", str(ranks), "--master_port", str(free_port())]
-    return [*start, str(SCRIPT), *arguments]
+    return [*start, str(script), *arguments]
 
 
-def environment() -> dict[str, str]:
-    """One thread per rank, CPU only."""
+def environment(**more: str) -> dict[str, str]:
+    """One thread per rank, CPU only; `more` variables."""
     bin_folder = str(Path(sys.executable).parent)
     path = f"{bin_folder}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    return {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", **more}
 
 
-def start(launcher: str, ranks: int, arguments: list[str]) -> "subprocess.Popen[str]":
-    """The running launcher, in a process group of its own."""
+def start(
+    launcher: str, ranks: int, arguments: list[str], script: Path = SCRIPT, **variables: str
+) -> "subprocess.Popen[str]":
+    """The running launcher, in a process group of its own, with `variables` in its environment."""
     return subprocess.Popen(
-        command(launcher, ranks, arguments),
-        env=environment(),
+        command(launcher, ranks, arguments, script),
+        env=environment(**variables),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

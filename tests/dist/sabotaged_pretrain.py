@@ -1,0 +1,90 @@
+"""launch/pretrain.py in which one thing goes wrong: SABOTAGE="RANK POINT CALL ACTION", RANK a number or `all`.
+
+At the CALL-th call (from 1) of what POINT names on that rank, ACTION happens. The product has no hooks: functions are
+replaced before it starts. OWN_FOLDERS=1 gives every rank a run folder of its own.
+"""
+
+import errno
+import os
+import runpy
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from stence_dist import checkpoint, engine, files
+from stence_dist.data.loader import PairReader
+from stence_dist.errors import DataError
+from stence_dist.losses.tiles import Tiles
+from stence_dist.models.pair_model import PairModel
+from stence_dist.train import run_folder
+
+POINTS: dict[str, tuple[Any, str]] = {
+    "load": (PairReader, "training_samples"),
+    "forward": (PairModel, "forward"),
+    "backward": (Tiles, "pull_back"),
+    "step": (engine, "_apply"),
+    "row": (run_folder.RunFolder, "row"),
+    "part": (checkpoint, "save_file"),  # a rank's part of a checkpoint is written
+    "manifest": (files, "write_json"),
+    "commit": (os, "rename"),
+    "removal": (files, "remove_tree"),
+}
+
+
+def bad_sample(*_: object) -> None:
+    raise DataError("train row 7, patient 0123abcd: the ECG is damaged.")
+
+
+def out_of_memory(*_: object) -> None:
+    raise MemoryError("no 3 GB left")
+
+
+def full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def read_only(*_: object) -> None:
+    raise OSError(errno.EROFS, "Read-only file system")
+
+
+def kill(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(60)
+
+
+def freeze(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+ACTIONS: dict[str, Callable[..., None]] = {
+    action.__name__: action for action in (bad_sample, out_of_memory, full, read_only, kill, freeze)
+}
+
+
+def sabotage(rank: str, point: str, call: str, action: str) -> None:
+    """Replace what `point` names, on the rank that is meant."""
+    if rank not in ("all", os.environ.get("RANK", "0")):
+        return
+    owner, name = POINTS[point]
+    original, left = getattr(owner, name), [int(call)]
+
+    def replaced(*arguments: Any, **named: Any) -> Any:
+        left[0] -= 1
+        if left[0] == 0:
+            ACTIONS[action]()
+        return original(*arguments, **named)
+
+    setattr(owner, name, replaced)
+
+
+if __name__ == "__main__":
+    if os.environ.get("SABOTAGE"):
+        sabotage(*os.environ["SABOTAGE"].split())
+    if os.environ.get("OWN_FOLDERS"):
+        sys.argv = [
+            f"{value}_{os.environ['RANK']}" if value.startswith("run_dir=") else value for value in sys.argv
+        ]
+    runpy.run_path(str(Path(__file__).resolve().parents[2] / "launch" / "pretrain.py"), run_name="__main__")
