@@ -28,6 +28,7 @@ from stence_dist.config.targets import TargetsConfig
 from stence_dist.errors import CommonFailureError, RefusedError
 from stence_dist.losses import contrastive_part, pair_loss, stenosis_part
 from stence_dist.models.pair_model import PairOutput
+from stence_dist.profile import span
 from stence_dist.targets import stenosis_labels
 
 if not torch.cuda.is_available():
@@ -266,7 +267,8 @@ def train_step(
         accumulate = _accumulate if config.engine.negatives == "micro" else _accumulate_cached
         terms, faulty, logit_scale = accumulate(engine, micro_batches, step, known, config, active)
         loss, contrastive, stenosis = _global_means(terms, faulty, step, micro_batches)
-        norm = _apply(engine)
+        with span("optimizer"):
+            norm = _apply(engine)
         if math.isfinite(norm):
             return StepResult(loss, contrastive, stenosis, norm, logit_scale, rates["ecg"], rates["image"])
         if engine.torch_autocast_z0_gradscaler is None:
@@ -302,11 +304,14 @@ def _accumulate(
     for index, micro_batch in enumerate(micro_batches):
         labels = _labels(micro_batch, config.targets, active).to(engine.device)
         batch = micro_batch.to(engine.device)
-        output: PairOutput = engine(batch)
-        loss = pair_loss(output, labels, batch.patient, known=known, passes=passes, config=config.loss)
+        with span("forward"):
+            output: PairOutput = engine(batch)
+        with span("loss"):
+            loss = pair_loss(output, labels, batch.patient, known=known, passes=passes, config=config.loss)
         terms += torch.stack([loss.total.detach(), loss.contrastive, loss.stenosis]).double()
         faulty.append(_faulty(output.ecg, output.image, output.stenosis_logits))
-        engine.backward(loss.total)
+        with span("backward"):
+            engine.backward(loss.total)
         if index + 1 < len(micro_batches):
             engine.step()  # counts the micro-batch; the update is applied with the last one
     return terms / len(micro_batches), torch.cat(faulty), float(output.logit_scale.detach())
@@ -326,22 +331,25 @@ def _accumulate_cached(
     by the embeddings, then embed each again and feed it its part of that gradient. Both passes see the same model:
     dropped paths come with the batch, nothing else in it is random.
     """
-    with torch.no_grad():
+    with torch.no_grad(), span("forward"):
         outputs: list[PairOutput] = [engine(batch.to(engine.device)) for batch in micro_batches]
     ecg, image = torch.cat([output.ecg for output in outputs]), torch.cat([output.image for output in outputs])
     leaves = [value.detach().requires_grad_() for value in (ecg, image, outputs[0].logit_scale, outputs[0].logit_bias)]
     patient = torch.cat([batch.patient for batch in micro_batches]).to(engine.device)
-    contrastive = contrastive_part(*leaves, patient=patient, config=config.loss)
+    with span("loss"):
+        contrastive = contrastive_part(*leaves, patient=patient, config=config.loss)
     # Before the second pass: it would take a gradient that is not finite into every weight.
     alone = contrastive.detach().double()
     _global_means(torch.stack([alone, alone, 0 * alone]), _faulty(ecg, image), step, micro_batches)
-    gradients = torch.autograd.grad(contrastive, leaves, allow_unused=True, materialize_grads=True)
+    with span("loss"):
+        gradients = torch.autograd.grad(contrastive, leaves, allow_unused=True, materialize_grads=True)
     sizes = [len(batch) for batch in micro_batches]
     of_ecg, of_image = torch.split(gradients[0], sizes), torch.split(gradients[1], sizes)
     faulty, stenosis = [], torch.zeros((), dtype=torch.float64, device=engine.device)
     for index, micro_batch in enumerate(micro_batches):
         labels = _labels(micro_batch, config.targets, active).to(engine.device)
-        output: PairOutput = engine(micro_batch.to(engine.device))
+        with span("forward"):
+            output: PairOutput = engine(micro_batch.to(engine.device))
         # The scale and the bias are one and the same in all micro-batches: the first carries their whole gradient,
         # the others a zero, so that ZeRO sees them in each.
         once = float(index == 0)
@@ -364,7 +372,8 @@ def _accumulate_cached(
         stenosis += share.detach()
         faulty.append(_faulty(output.ecg, output.image, output.stenosis_logits))
         # The micro-batches' gradients add up to the step's: no division by A.
-        engine.backward(backward_from + config.loss.stenosis_weight * share, scale_wrt_gas=False)
+        with span("backward"):
+            engine.backward(backward_from + config.loss.stenosis_weight * share, scale_wrt_gas=False)
         if index + 1 < len(micro_batches):
             engine.step()
     total = alone + config.loss.stenosis_weight * stenosis

@@ -21,6 +21,8 @@ class EngineConfig:
     gradient_clipping: float = key("largest gradient norm; 0 = off", 1.0)
     timeout_s: float = key("seconds after which a collective that a rank does not join ends the run", 600.0)
 
+    profile: bool = key("profile ten steps: RUN/profile/ gets a trace per rank and a table of where time went", False)
+
     def __post_init__(self) -> None:
         if self.zero_stage not in (0, 1, 2, 3):
             raise ConfigError(f"engine.zero_stage={self.zero_stage}. Use 0, 1, 2 or 3.")

@@ -105,7 +105,7 @@ class PairReader(Dataset[PairSample]):
             study = self._read(partner, verify=verify)
             stored = dataclasses.replace(stored, views=study.views, angulation=study.angulation)
         number = int(self.table.sample[row])
-        place, chosen = 0.0, np.arange(len(stored.views or []))
+        place, chosen = 0.0, np.arange(0 if stored.views is None else len(stored.views))
         draws = generator(self.seed, "augment ecg", position, number)
         if self.augment is not None and self.augment.random_crop:
             place = float(draws.random())
@@ -122,12 +122,12 @@ class PairReader(Dataset[PairSample]):
     def _evaluation_sample(self, row: int) -> PairSample:
         stored = self._read(row, verify=self.verify != "off")
         ecg = self._prepare(stored, row, prepare_windows)
-        every = np.arange(len(stored.views or []))
+        every = np.arange(0 if stored.views is None else len(stored.views))
         return self._assemble(row, row, stored, ecg, every, np.ones(self.blocks, dtype=bool))
 
     def _read(self, row: int, *, verify: bool) -> StoredSample:
         stored = self.shards.read(self.split, row, views=self.views, verify=verify)
-        if self.views and not stored.views:
+        if self.views and stored.views is None:
             raise DataError(f"{self._where(row)} has no views. Choose rows that have a study.")
         return stored
 
@@ -140,9 +140,11 @@ class PairReader(Dataset[PairSample]):
             raise SpecMismatchError(f"{self._where(row)}: {error}") from None
 
     def _move_frames(self, stored: StoredSample, largest: float, draws: np.random.Generator) -> StoredSample:
-        if not largest or not stored.views or stored.views[0].dtype != np.uint8:  # stored features have no place
+        if not largest or stored.views is None or stored.views.dtype != np.uint8:  # stored features have no place
             return stored
-        return dataclasses.replace(stored, views=[shift_frames(view, largest, draws) for view in stored.views])
+        return dataclasses.replace(
+            stored, views=np.stack([shift_frames(view, largest, draws) for view in stored.views])
+        )
 
     def _where(self, row: int) -> str:
         return f"{self.split} row {row}, patient {self.table.patient_key[row]}"
@@ -157,9 +159,11 @@ class PairReader(Dataset[PairSample]):
         keep_path: NDArray[np.bool_],
     ) -> PairSample:
         views = stored.views
+        if views is not None and len(chosen) < len(views):
+            views = views[chosen]
         return PairSample(
             ecg=ecg,
-            views=None if not self.views or views is None else np.stack([views[view] for view in chosen]),
+            views=views if self.views else None,
             angulation=stored.angulation[chosen] if self.views else np.empty((0, 2), dtype=np.float32),
             segments=self.table.segments[study_row],
             patient=int(self.table.patient[row]),

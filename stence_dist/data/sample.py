@@ -1,6 +1,8 @@
 """One cohort row as the three members of a tar, and back."""
 
+import functools
 import io
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from stence_dist.data.readers.record import EcgRecord, ImageStudy, to_millivolts
@@ -19,7 +20,9 @@ from stence_dist.files import canonical_json
 # Their order in the tar is the order of the index' columns.
 MEMBERS = ("ecg.npy", "views.safetensors", "meta.json")
 SAMPLE_FORMAT = 1
+Buffer = bytes | memoryview
 _PREFIX = {"pixels": "frames", "tokens": "tokens"}
+_STORED_AS = {"U8": np.uint8, "F16": np.float16, "BF16": np.uint16, "F32": np.float32}
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class StoredSample:
     scale: float  # mV per step
     sampling_rate: float  # Hz
     leads: tuple[str, ...]
-    views: list[NDArray[Any]] | None  # V arrays, (F, H, W) uint8 or (F, N, D) float; None: ECG only, or not asked for
+    views: NDArray[Any] | None  # (V, F, H, W) uint8 or (V, F, N, D) float; None: ECG only, or not asked for
     angulation: NDArray[np.float32]  # (V, 2) degrees, NaN = unknown
     meta: dict[str, Any]
 
@@ -76,22 +79,62 @@ def encode(record: EcgRecord, study: ImageStudy | None, meta: dict[str, Any]) ->
     return members
 
 
-def _decode_views(content: bytes) -> tuple[list[NDArray[Any]], NDArray[np.float32]]:
-    """V arrays and angulation (V, 2) of a `views.safetensors`; bfloat16 tokens come back as float32, exactly."""
-    tensors = load_tensors(content)
-    angulation = tensors.pop("angulation").numpy()
-    prefix = "frames" if "frames_0" in tensors else "tokens"
-    ordered = [tensors[f"{prefix}_{number}"] for number in range(len(tensors))]
-    return [(view.float() if view.dtype == torch.bfloat16 else view).numpy() for view in ordered], angulation
+def _decode_views(content: Buffer) -> tuple[NDArray[Any], NDArray[np.float32]]:
+    """Views (V, ...) and angulation (V, 2) of a `views.safetensors`; bfloat16 tokens come back as float32, exactly.
+
+    The layout is the published one: 8 bytes with the length of a JSON header, the header, the data. The library would
+    copy every tensor twice; here views that lie one behind the other, as up to ten do, are not copied at all.
+    """
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(bytes(content[8:start]))
+    header.pop("__metadata__", None)
+    body = content[start:]
+    angulation = _array(body, header.pop("angulation"))
+    prefix = "frames" if "frames_0" in header else "tokens"
+    ordered = [header[f"{prefix}_{number}"] for number in range(len(header))]
+    ends = [entry["data_offsets"] for entry in ordered]
+    if all(one[1] == other[0] for one, other in itertools.pairwise(ends)):
+        together = {"shape": [len(ordered), *ordered[0]["shape"]], "data_offsets": [ends[0][0], ends[-1][1]]}
+        return _array(body, {**ordered[0], **together}), angulation
+    return np.stack([_array(body, entry) for entry in ordered]), angulation
 
 
-def decode(members: Mapping[str, bytes]) -> StoredSample:
-    """The inverse of `encode`. Raises DataError where a member is not what a shard holds."""
+def _array(body: Buffer, entry: dict[str, Any]) -> NDArray[Any]:
+    """One tensor of a safetensors body, as its header entry describes it; memory is shared but for bfloat16."""
+    low, high = entry["data_offsets"]
+    stored = np.frombuffer(body[low:high], dtype=_STORED_AS[entry["dtype"]]).reshape(entry["shape"])
+    if entry["dtype"] == "BF16":
+        return (stored.astype(np.uint32) << 16).view(np.float32)
+    return stored
+
+
+@functools.lru_cache(maxsize=256)
+def _npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """(shape, Fortran order, dtype) that a `.npy` header announces; samples of one length have the same header."""
+    stream = io.BytesIO(header)
+    if np.lib.format.read_magic(stream) != (1, 0):
+        raise ValueError("unexpected version")
+    return np.lib.format.read_array_header_1_0(stream)
+
+
+def _decode_ecg(content: Buffer) -> NDArray[np.int16]:
+    """Values (12, T) of an `ecg.npy`, sharing its memory."""
+    start = 10 + int.from_bytes(content[8:10], "little")  # magic, version and length come before the header's text
+    shape, fortran, dtype = _npy_header(bytes(content[:start]))
+    if fortran or dtype != np.int16:
+        raise ValueError("unexpected layout")
+    return np.frombuffer(content[start:], dtype=np.int16).reshape(shape)
+
+
+def decode(members: Mapping[str, Buffer]) -> StoredSample:
+    """The inverse of `encode`; its arrays share the members' memory. Raises DataError where a member is not what a
+    shard holds.
+    """
     try:
-        values = np.lib.format.read_array(io.BytesIO(members["ecg.npy"]), allow_pickle=False)
-        meta = json.loads(members["meta.json"])
+        values = _decode_ecg(members["ecg.npy"])
+        meta = json.loads(bytes(members["meta.json"]))
         ecg = meta["ecg"]
-        views: list[NDArray[Any]] | None = None
+        views: NDArray[Any] | None = None
         angulation = np.zeros((0, 2), dtype=np.float32)
         if "views.safetensors" in members:
             views, angulation = _decode_views(members["views.safetensors"])
@@ -100,6 +143,6 @@ def decode(members: Mapping[str, bytes]) -> StoredSample:
         )
     except Exception as error:  # three parsers on bytes that may be damaged: each raises its own kinds
         raise DataError(f"a member cannot be parsed ({type(error).__name__})") from None
-    if values.dtype != np.int16 or values.ndim != 2 or len(values) != len(sample.leads):
-        raise DataError(f"ecg.npy is {values.dtype} {values.shape}, expected int16 (12, T)")
+    if values.ndim != 2 or len(values) != len(sample.leads):
+        raise DataError(f"ecg.npy has the shape {values.shape}, expected (12, T)")
     return sample

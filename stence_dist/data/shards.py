@@ -1,7 +1,9 @@
 """A shard set on disk: its index, its sidecars, and the reader that finds every member without parsing a tar."""
 
+import bisect
 import dataclasses
 import io
+import itertools
 import os
 import re
 import zlib
@@ -15,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stence_dist.data.sample import MEMBERS, StoredSample, decode
+from stence_dist.data.sample import MEMBERS, Buffer, StoredSample, decode
 from stence_dist.ecg import LEADS
 from stence_dist.errors import DataError
 from stence_dist.files import read_json, sha256_json
@@ -145,8 +147,15 @@ class _OpenShard:
     """One shard's descriptor and sidecar; the descriptor closes with the last reader that holds the object."""
 
     def __init__(self, folder: Path, name: str) -> None:
+        self.name = name
         self.descriptor = os.open(folder / name, os.O_RDONLY)
-        self.entries = np.load(folder / sidecar_name(name), mmap_mode="r", allow_pickle=False)
+        entries = load_sidecar((folder / sidecar_name(name)).read_bytes(), sidecar_name(name))
+        # As lists: a numpy row costs more to take apart than its members cost to read.
+        self.members: list[list[tuple[str, int, int, int]]] = [
+            [place for place in zip(MEMBERS, *row, strict=True) if place[2] > 0]
+            for row in zip(*(entries[column].tolist() for column in ("offset", "length", "crc")), strict=True)
+        ]
+        self.samples: list[int] = entries["sample"].tolist()
 
     def __del__(self) -> None:
         if hasattr(self, "descriptor"):
@@ -258,7 +267,10 @@ class ShardSet:
             split: [(shard["name"], shard["samples"]) for shard in index["shards"] if shard["split"] == split]
             for split in SPLITS
         }
-        self._starts = {split: np.cumsum([0] + [count for _, count in self._shards[split]]) for split in SPLITS}
+        self._starts = {
+            split: list(itertools.accumulate((count for _, count in self._shards[split]), initial=0))
+            for split in SPLITS
+        }
         self._reset()
 
     def _reset(self) -> None:
@@ -315,32 +327,39 @@ class ShardSet:
 
         Raises DataError that names shard and sample where the bytes are not those that were built.
         """
-        starts = self._starts[split]
-        if not 0 <= row < starts[-1]:
-            raise IndexError(f"row {row} of {starts[-1]} in split {split}")
-        number = int(np.searchsorted(starts, row, side="right")) - 1
-        name = self._shards[split][number][0]
-        shard = self._shard(name)
-        entry = shard.entries[row - starts[number]]
+        shard, place = self._find(split, row)
         try:
-            members = _read_members(shard.descriptor, entry, views=views, verify=verify)
-            return decode(members)
+            return decode(_read_members(shard.descriptor, shard.members[place], views=views, verify=verify))
         except DataError as error:
             raise DataError(
-                f"{name}, sample {entry['sample']}: {error}. "
+                f"{shard.name}, sample {shard.samples[place]}: {error}. "
                 f"The shard is damaged; see python shards/build.py verify={self.folder}, then copy or build it again."
             ) from None
 
+    def read_members(self, split: str, row: int) -> dict[str, Buffer]:
+        """The stored bytes of row `row` by member name, not decoded, not verified."""
+        shard, place = self._find(split, row)
+        return _read_members(shard.descriptor, shard.members[place], views=True, verify=False)
 
-def _read_members(descriptor: int, entry: np.void, *, views: bool, verify: bool) -> dict[str, bytes]:
-    """The members of one sidecar entry, by name; an absent one (length 0) is left out."""
-    members = {}
-    for name, offset, length, crc in zip(
-        MEMBERS, entry["offset"].tolist(), entry["length"].tolist(), entry["crc"].tolist(), strict=True
-    ):
-        if length == 0 or (name == "views.safetensors" and not views):
+    def _find(self, split: str, row: int) -> tuple[_OpenShard, int]:
+        """The shard that holds a row of a split, and the row's place in it."""
+        starts = self._starts[split]
+        if not 0 <= row < starts[-1]:
+            raise IndexError(f"row {row} of {starts[-1]} in split {split}")
+        number = bisect.bisect_right(starts, row) - 1
+        return self._shard(self._shards[split][number][0]), row - starts[number]
+
+
+def _read_members(
+    descriptor: int, places: list[tuple[str, int, int, int]], *, views: bool, verify: bool
+) -> dict[str, Buffer]:
+    """The members at `places` (name, offset, length, CRC-32), by name; an ECG alone has no views."""
+    members: dict[str, Buffer] = {}
+    for name, offset, length, crc in places:
+        if name == "views.safetensors" and not views:
             continue
-        content = os.pread(descriptor, length, offset)
+        content: memoryview = np.empty(length, dtype=np.uint8).data  # what pread returns could not be written to
+        content = content[: os.preadv(descriptor, [content], offset)]
         if len(content) != length:
             raise DataError(f"{name} ends after {len(content)} of {length} bytes")
         if verify and zlib.crc32(content) != crc:

@@ -25,6 +25,7 @@ from stence_dist.engine import build, full_state, listed, resolve_precision, tra
 from stence_dist.errors import CommonFailureError, DataError, StoppedError
 from stence_dist.models.ecg_tower import save_ecg_tower
 from stence_dist.models.pair_model import build_pair_model
+from stence_dist.profile import StepProfiler, span
 from stence_dist.targets import STENOSIS_PARTS, STENOSIS_TARGETS, stenosis_labels
 from stence_dist.train.run_folder import RunFolder, check_same_run, check_shared, identity, write_status
 from stence_dist.train.validate import Validation
@@ -246,6 +247,7 @@ class _Run:
         quiet = rank != 0 or not sys.stderr.isatty()
         self.bar = tqdm(total=self.plan.total_steps, initial=step, unit="step", disable=quiet, dynamic_ncols=True)
         self.logged_step = step
+        self.profiler = StepProfiler(self.path / "profile", step) if config.engine.profile else None
         return step
 
     def place(self, step: int) -> str:
@@ -267,7 +269,8 @@ class _Run:
         """One optimizer update, and what is due after it: a row, a validation, a checkpoint, a stop."""
         waiting = time.perf_counter()
         self.samples = self.samples[:0]
-        micro_batches = next(self.batches)
+        with span("data_wait"):
+            micro_batches = next(self.batches)
         self.samples = torch.cat([batch.sample for batch in micro_batches])
         self.waited_s += time.perf_counter() - waiting
         batch_digest, known = self.plan.batch(step)
@@ -286,16 +289,12 @@ class _Run:
         if last or done % self.config.log_every == 0:
             self._log(done, batch_digest, dataclasses.asdict(result))
         why = None if last else self.stop.agreed()
-        improved = (last or done % self.config.eval_every == 0) and self._evaluate(done)
+        with span("validation"):
+            improved = (last or done % self.config.eval_every == 0) and self._evaluate(done)
         if last or why or improved or done % self.config.save_every == 0:
-            self.files.sync()
-            checkpoint.save(
-                self.path / "checkpoints",
-                self.engine,
-                self._state(done),
-                best=self.best,
-                keep_last=self.config.keep_last,
-            )
+            self._save(done)
+        if self.profiler:
+            self.profiler.step()
         if why:
             self.files.status("stopped", done, f"stopped on request ({why})")
             self.stop.file.unlink(missing_ok=True)
@@ -320,6 +319,15 @@ class _Run:
                 rate,
                 left,
             )
+
+    def _save(self, done: int) -> None:
+        started = time.perf_counter()
+        self.files.sync()
+        with span("save"):
+            folder, state = self.path / "checkpoints", self._state(done)
+            checkpoint.save(folder, self.engine, state, best=self.best, keep_last=self.config.keep_last)
+        if distributed.rank() == 0:
+            logger.info("step %d saved; training stood still for %.2f s", done, time.perf_counter() - started)
 
     def _evaluate(self, done: int) -> bool:
         """Validate; True where this is the best model so far, whose tower is then written."""
@@ -355,6 +363,8 @@ class _Run:
             logger.info("finished: %s", self.path / "ecg_tower.safetensors")
 
     def _close(self) -> None:
+        if self.profiler:
+            self.profiler.close()
         self.bar.close()
         self.files.close()
 

@@ -48,6 +48,7 @@ _FREE_KEYS = (
     "engine.negatives",
     "engine.zero_stage",
     "engine.timeout_s",
+    "engine.profile",
 )
 
 

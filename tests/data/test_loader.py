@@ -52,11 +52,13 @@ class MemoryShards:
         """2 s at 500 Hz; row r has 1 + r % 3 views, row 5 none."""
         self.reads.append((row, views, verify))
         count = 0 if row == 5 else 1 + row % 3
+        frames = np.full((count, 1, 4, 4), 10 * row, dtype=np.uint8)
+        frames += np.arange(count, dtype=np.uint8)[:, None, None, None]
         return SimpleNamespace(
             signal=lambda: np.random.default_rng(row).standard_normal((12, 1000)).astype(np.float32),
             leads=LEADS,
             sampling_rate=500.0,
-            views=[np.full((1, 4, 4), 10 * row + view, dtype=np.uint8) for view in range(count)] if views else None,
+            views=frames if views and count else None,
             angulation=np.full((count, 2), row, dtype=np.float32) + np.arange(count)[:, None],
         )
 

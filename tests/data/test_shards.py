@@ -93,7 +93,7 @@ def test_read_by_row(small_shards: Path) -> None:
             assert sample.meta["patient_key"] == table.patient_key[row]
             assert sample.meta["split"] == split
             assert sample.values.shape == (12, 2000)
-            views = sample.views or []
+            views = sample.views if sample.views is not None else ()
             assert len(views) == len(sample.angulation) == table.view_count[row]
             assert all(view.shape == (1, 32, 32) and view.dtype == np.uint8 for view in views)
             assert again.read(split, row, views=False).views is None

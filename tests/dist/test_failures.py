@@ -10,7 +10,6 @@ from pathlib import Path
 import psutil
 import pytest
 from pretraining import SMALL, pretrain, rows, start
-from sabotaged_pretrain import POINTS
 
 pytestmark = pytest.mark.dist
 
@@ -56,3 +55,94 @@ def test_one_rank_s_failure_ends_all(
     assert output.count("failed: ") + output.count("error: ") == 1, "one message"
     if "SaveError" in expected:
         assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_000000003"]
+
+
+def test_a_frozen_rank_ends_the_others(small_shards: Path, tmp_path: Path) -> None:
+    """A rank that neither works nor dies (SIGSTOP: what a cut link looks like from the other side): its peer ends
+    within the collective timeout + 10 s and says what it lost.
+    """
+    timeout_s = 20 if os.environ.get("SLOW") else 5
+    run = tmp_path / "run"
+    arguments = [*RUN, f"data.shards={small_shards}", f"run_dir={run}", f"engine.timeout_s={timeout_s}"]
+    process = start("torchrun", 2, [*arguments, "save_every=100"], script=SABOTAGED, SABOTAGE="1 forward 4 freeze")
+    while (frozen := stopped_rank(process.pid)) is None:
+        assert process.poll() is None, process.communicate()[0][-3000:]
+        time.sleep(0.05)
+    began = time.monotonic()
+    while sum(is_rank(child) for child in psutil.Process(process.pid).children()) > 1:
+        assert time.monotonic() - began < timeout_s + 10
+        time.sleep(0.1)
+    frozen.send_signal(signal.SIGCONT)  # the launcher's SIGTERM waits for it to wake
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "rank 0 lost its peers" in output
+
+
+def is_rank(process: psutil.Process) -> bool:
+    """True for a living rank of the sabotaged script."""
+    try:
+        return SABOTAGED.name in " ".join(process.cmdline()) and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def stopped_rank(launcher: int) -> psutil.Process | None:
+    """The rank that has been stopped, None while there is none."""
+    for child in psutil.Process(launcher).children():
+        if is_rank(child) and child.status() == psutil.STATUS_STOPPED:
+            return child
+    return None
+
+
+def test_run_folders_of_their_own_are_refused(small_shards: Path, tmp_path: Path) -> None:
+    """Ranks that do not see one folder: refused before any training, naming the rank and its host."""
+    arguments = [*RUN, f"data.shards={small_shards}", f"run_dir={tmp_path / 'run'}"]
+    process = start("torchrun", 2, arguments, script=SABOTAGED, OWN_FOLDERS="1")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "is not one folder for all ranks" in output
+    assert f"rank 1 on {HOST} cannot see" in output
+    assert not (tmp_path / "run_0" / "metrics.jsonl").exists()
+
+
+def test_ranks_that_do_not_fit_are_refused_at_once(small_shards: Path, tmp_path: Path) -> None:
+    """G = 12 on 5 ranks: the same message at every start, in under 15 s, before any model is built."""
+    arguments = [*RUN, f"data.shards={small_shards}", f"run_dir={tmp_path / 'run'}"]
+    began = time.monotonic()
+    process = start("torchrun", 5, arguments)
+    output, _ = process.communicate(timeout=120)
+    assert time.monotonic() - began < 15 * 5  # five ranks share two cores here
+    assert process.returncode != 0
+    assert output.count("engine.global_batch_size=12 does not divide over 5 ranks x 1 micro-batches") == 1
+
+
+# Where a rank may die in a run of 12 steps that saves every 3: (point, largest call number).
+KILL_AT = {"load": 12, "forward": 12, "backward": 12, "step": 12, "row": 12, "part": 4, "manifest": 6, "commit": 4}
+KILLS = 50 if os.environ.get("SLOW") else 4
+
+
+def test_kills_at_chosen_places_leave_no_trace(small_shards: Path, tmp_path: Path) -> None:
+    """kill -9 of one rank or all, at drawn calls of loading, forward, backward, update, logging and every part of a
+    save; then the same command: rows and final weights bitwise those of the undisturbed run.
+    """
+    draw = random.Random(4)
+    shards = f"data.shards={small_shards}"
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    pretrain("torchrun", 2, [*RUN, shards, f"run_dir={whole}"])
+    hit = 0
+    for kill in range(KILLS):
+        point = list(KILL_AT)[kill % len(KILL_AT)] if KILLS > 4 else ("backward", "part", "commit", "row")[kill]
+        rank = "0" if point in ("row", "manifest", "commit") else draw.choice(["0", "1", "all"])
+        call = draw.randint(1, min(KILL_AT[point], 3) if run.exists() else KILL_AT[point])
+        process = start(
+            "torchrun", 2, [*RUN, shards, f"run_dir={run}"], script=SABOTAGED, SABOTAGE=f"{rank} {point} {call} kill"
+        )
+        output, _ = process.communicate(timeout=120)
+        hit += process.returncode != 0
+        if process.returncode == 0 or kill == KILLS - 1:
+            pretrain("torchrun", 2, [*RUN, shards, f"run_dir={run}"])
+            assert rows(run) == rows(whole), (rank, point, call)
+            assert (run / "ecg_tower.safetensors").read_bytes() == (whole / "ecg_tower.safetensors").read_bytes()
+            assert json.loads((run / "status.json").read_text())["state"] == "finished"
+            run = tmp_path / f"run_{kill}"
+    assert hit >= KILLS * 0.8, "too few of the runs were killed"
