@@ -1,7 +1,7 @@
 """launch/pretrain.py in which one thing goes wrong: SABOTAGE="RANK POINT CALL ACTION", RANK a number or `all`.
 
 At the CALL-th call (from 1) of what POINT names on that rank, ACTION happens. The product has no hooks: functions are
-replaced before it starts. OWN_FOLDERS=1 gives every rank a run folder of its own.
+replaced before it starts. OWN_FOLDERS=1 gives every rank a run folder of its own, PAUSE_S makes updates slow.
 """
 
 import errno
@@ -59,8 +59,12 @@ def freeze(*_: object) -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
+def stop(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGUSR1)
+
+
 ACTIONS: dict[str, Callable[..., None]] = {
-    action.__name__: action for action in (bad_sample, out_of_memory, full, read_only, kill, freeze)
+    action.__name__: action for action in (bad_sample, out_of_memory, full, read_only, kill, freeze, stop)
 }
 
 
@@ -80,7 +84,19 @@ def sabotage(rank: str, point: str, call: str, action: str) -> None:
     setattr(owner, name, replaced)
 
 
+def slow_down(pause_s: float) -> None:
+    """Make every update take `pause_s` longer, so that others have time to join."""
+    apply = engine._apply
+
+    def slowly(*arguments: Any) -> float:
+        time.sleep(pause_s)
+        return apply(*arguments)
+
+    engine._apply = slowly
+
+
 if __name__ == "__main__":
+    slow_down(float(os.environ.get("PAUSE_S", "0")))
     if os.environ.get("SABOTAGE"):
         sabotage(*os.environ["SABOTAGE"].split())
     if os.environ.get("OWN_FOLDERS"):

@@ -3,13 +3,17 @@
 import json
 import os
 import random
+import shutil
 import signal
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-from pretraining import SMALL, pretrain, rows, start
+from pretraining import SCRIPT, SMALL, environment, pretrain, rows, start
 
 pytestmark = pytest.mark.dist
 
@@ -76,6 +80,61 @@ def test_a_frozen_rank_ends_the_others(small_shards: Path, tmp_path: Path) -> No
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "rank 0 lost its peers" in output
+
+
+@pytest.fixture
+def two_hosts() -> Iterator[tuple[str, str]]:
+    """Two network namespaces joined by one cable, 10.77.0.1 on the device end1, 10.77.0.2 on end2."""
+    names = f"stence-a-{os.getpid()}", f"stence-b-{os.getpid()}"
+    if shutil.which("ip") is None or subprocess.run(["ip", "netns", "add", names[0]], capture_output=True).returncode:
+        pytest.skip("network namespaces: not allowed here, or no `ip`")
+    try:
+        calls = [f"netns add {names[1]}", f"link add end1 netns {names[0]} type veth peer name end2 netns {names[1]}"]
+        for last, name in enumerate(names, start=1):
+            calls += [f"-n {name} addr add 10.77.0.{last}/24 dev end{last}"]
+            calls += [f"-n {name} link set end{last} up", f"-n {name} link set lo up"]
+        for call in calls:
+            subprocess.run(["ip", *call.split()], check=True, capture_output=True)
+        yield names
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
+
+
+def test_a_cut_link_ends_both_sides(two_hosts: tuple[str, str], small_shards: Path, tmp_path: Path) -> None:
+    """Two hosts whose cable is pulled: both ranks end with exit 1 within the collective timeout + 10 s."""
+    timeout_s = 20 if os.environ.get("SLOW") else 5
+    run = tmp_path / "run"
+    arguments = [*RUN, f"data.shards={small_shards}", f"run_dir={run}", f"engine.timeout_s={timeout_s}", "steps=100000"]
+    ranks = []
+    for rank, name in enumerate(two_hosts):
+        place = {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": "2"}
+        meeting = {"MASTER_ADDR": "10.77.0.1", "MASTER_PORT": "29511", "GLOO_SOCKET_IFNAME": f"end{rank + 1}"}
+        command = ["ip", "netns", "exec", name, sys.executable, str(SCRIPT), *arguments, "save_every=100000"]
+        ranks.append(
+            subprocess.Popen(
+                command,
+                env=environment(**place, **meeting),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    try:
+        deadline = time.monotonic() + 120
+        while not (run / "metrics.jsonl").exists() or len(rows(run)) < 3:
+            assert time.monotonic() < deadline
+            assert all(rank.poll() is None for rank in ranks), ranks[0].communicate()[0]
+            time.sleep(0.1)
+        subprocess.run(["ip", "-n", two_hosts[0], "link", "set", "end1", "down"], check=True)
+        cut = time.monotonic()
+        outputs = [rank.communicate(timeout=timeout_s + 30)[0] for rank in ranks]
+        assert time.monotonic() - cut < timeout_s + 10
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert [rank.returncode for rank in ranks] == [1, 1]
+    assert all(f"rank {number} lost its peers" in output for number, output in enumerate(outputs)), outputs
 
 
 def is_rank(process: psutil.Process) -> bool:

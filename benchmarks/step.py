@@ -1,0 +1,137 @@
+"""A whole training step against a bare loop of the same model: what ZeRO, logging, votes and checks cost.
+
+    python benchmarks/step.py shards=SHARDS [out=step.json] [ranks=2] [rounds=12] [steps=10] [KEY=VALUE of pretraining]
+
+Both run in turns in the same ranks, one thread each, in blocks of `steps` updates: ours as launch/pretrain.py takes
+them (one loader worker, ZeRO 1, a logged row per block, no validation, no checkpoint); bare: torch's
+DistributedDataParallel, AdamW and clipping, on the batches of the same loader. The claim: ours takes at most 3 % more
+wall time. Exit code 1: not met.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch starts its threads
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from stence_dist import distributed, engine, files
+from stence_dist.config.load import load
+from stence_dist.config.pretrain import PretrainConfig
+from stence_dist.losses import pair_loss
+from stence_dist.models.pair_model import build_pair_model
+from stence_dist.targets import stenosis_labels
+from stence_dist.train import pretrain
+
+CLAIM = 1.03
+
+
+def bare_loop(run: Any) -> Callable[[int], None]:
+    """A plain loop over the batches of `run`'s loader: a function of the number of updates."""
+    config, dataset = run.config, run.plan.shards.dataset
+    model: nn.Module = build_pair_model(
+        config, tokens_width=dataset.width or None, max_views=dataset.max_views, frames=dataset.frames
+    )
+    optimizer = torch.optim.AdamW(engine.parameter_groups(model, config.optimizer), foreach=False)
+    wrapped = DistributedDataParallel(model) if distributed.world_size() > 1 else model
+    known = torch.tensor([1, 2, 8]) * config.engine.global_batch_size
+
+    def updates(count: int) -> None:
+        for _ in range(count):
+            (batch,) = next(run.batches)
+            labels = stenosis_labels(batch.segments.numpy(), config.targets, np.ones(len(batch), dtype=bool))
+            optimizer.zero_grad()
+            loss = pair_loss(
+                wrapped(batch),
+                torch.from_numpy(labels),
+                batch.patient,
+                known=known,
+                passes=distributed.world_size(),
+                config=config.loss,
+            )
+            loss.total.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), config.engine.gradient_clipping)
+            optimizer.step()
+
+    return updates
+
+
+def rank_main(out: str, rounds: int, steps: int, overrides: list[str]) -> None:
+    """One rank: both forms in turns, seconds per update by round."""
+    total = 2 * (rounds + 1) * steps + 1  # the bare loop takes every other block of batches
+    quiet = [f"steps={total}", f"log_every={steps}", f"eval_every={10 * total}", f"save_every={10 * total}"]
+    config = load(PretrainConfig, "pretrain", [*overrides, *quiet, f"run_dir={out}/run"])
+    device = distributed.start(600)
+    prepared = pretrain.plan(config, device)
+    run = pretrain._Run(prepared, device, Path(out) / "run")
+    if distributed.rank() == 0:
+        Path(out, "run").mkdir(parents=True)
+    run.start()
+    bare = bare_loop(run)
+    times: list[tuple[float, float]] = []
+    done = 0
+    for _ in range(rounds + 1):
+        distributed.barrier()
+        started = time.perf_counter()
+        for step in range(done, done + steps):
+            run.step(step)
+        done += steps
+        distributed.barrier()
+        between = time.perf_counter()
+        bare(steps)
+        distributed.barrier()
+        times.append(((between - started) / steps, (time.perf_counter() - between) / steps))
+    if distributed.rank() == 0:
+        files.write_json(Path(out) / "times.json", times[1:])
+    distributed.finish(0)
+
+
+def main() -> int:
+    """Start the ranks, print the result, write the file."""
+    options = {"shards": "", "out": "", "ranks": "2", "rounds": "12", "steps": "10"}
+    overrides = []
+    for argument in sys.argv[1:]:
+        name, _, value = argument.partition("=")
+        if name in options:
+            options[name] = value
+        else:
+            overrides.append(argument)
+    if not options["shards"]:
+        sys.exit(f"error: shards= must be given.\n{__doc__}")
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", options["ranks"]]
+        command += [__file__, "rank", folder, options["rounds"], options["steps"]]
+        command += [f"data.shards={options['shards']}", *overrides]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            sys.exit(f"error: {' '.join(command)} failed:\n{done.stderr[-3000:]}")
+        times = np.array(files.read_json(Path(folder) / "times.json"))
+    ratios = times[:, 0] / times[:, 1]
+    ratio = float(np.median(ratios))
+    print(f"{options['ranks']} rank(s), {len(times)} turns of {options['steps']} updates each, wall time of an update")
+    for name, column in (("ours", times[:, 0]), ("bare loop", times[:, 1])):
+        print(f"{name:<12}{np.median(column) * 1e3:8.1f} ms (min {column.min() * 1e3:.1f})")
+    verdict = "met" if ratio <= CLAIM else "NOT met"
+    print(f"ours / bare: {ratio:.3f} (quarters {np.quantile(ratios, 0.25):.3f}-{np.quantile(ratios, 0.75):.3f})")
+    print(f"claim of at most {CLAIM}: {verdict}")
+    command_text = " ".join(["python", *sys.argv])
+    print(f"command: {command_text}")
+    if options["out"]:
+        record = {"command": command_text, "ratio": ratio, "times": times.tolist(), "torch": torch.__version__}
+        files.write_json(options["out"], record)
+    return 0 if ratio <= CLAIM else 1
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["rank"]:
+        rank_main(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5:])
+    sys.exit(main())
