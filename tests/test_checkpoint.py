@@ -13,7 +13,7 @@ import torch
 from crashes import every_crash
 from small_pair_model import SmallPairModel, configuration, distance, global_batch, known_counts, micro_batches, sgd
 
-from stence_dist import checkpoint, distributed, engine, zero_views
+from stence_dist import checkpoint, distributed, engine, files, zero_views
 from stence_dist.checkpoint import Best, TrainState
 from stence_dist.config.optimizer import AdamWConfig, OptimizerConfig
 from stence_dist.errors import DataError
@@ -148,11 +148,16 @@ def _edit_manifest(path: Path) -> None:
     (path / "manifest.json").write_text(json.dumps(manifest))
 
 
+def _older_format(path: Path) -> None:
+    body = json.loads((path / "manifest.json").read_text())["body"] | {"format": checkpoint.FORMAT - 1}
+    (path / "manifest.json").write_text(json.dumps({"body": body, "sha256": files.sha256_json(body)}))
+
+
 def _empty_manifest(path: Path) -> None:
     (path / "manifest.json").write_text("")
 
 
-DAMAGES = (_flip, _truncate, _remove_part, _edit_manifest, _empty_manifest)
+DAMAGES = (_flip, _truncate, _remove_part, _edit_manifest, _older_format, _empty_manifest)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -130,6 +131,16 @@ def stages(folder: Path) -> dict[str, Any]:
     distributed.barrier()
     loaded = checkpoint.load_newest(folder / "damaged", built)
     report["loaded"] = loaded.state.step if loaded else None
+
+    save(folder / "shared", built, 5)
+    newest = save(folder / "shared", built, 6).name
+    mine = folder / f"shared{distributed.rank()}"  # what a rank would see whose file system lags behind
+    shutil.copytree(folder / "shared", mine)
+    if distributed.rank() == 1:
+        body = files.read_json(mine / newest / "manifest.json")["body"] | {"best": {"step": 5, "value": 1.0}}
+        files.write_json(mine / newest / "manifest.json", {"body": body, "sha256": files.sha256_json(body)})
+    loaded = checkpoint.load_newest(mine, built)
+    report["agreed"] = loaded.state.step if loaded else None
     return report
 
 

@@ -91,8 +91,11 @@ def test_one_rank_s_full_disk_fails_the_save_on_all(stages: list[dict[str, Any]]
 
 
 def test_ranks_agree_to_skip_a_damaged_part(stages: list[dict[str, Any]]) -> None:
-    """A flipped byte in rank 1's part of the newest: both load the one before it."""
+    """A flipped byte in rank 1's part of the newest, or a newest that is another one on rank 1: both load the one
+    before it.
+    """
     assert [report["loaded"] for report in stages] == [5, 5]
+    assert [report["agreed"] for report in stages] == [5, 5]
 
 
 def test_fp16_repeats_a_step_whose_gradient_overflows(tmp_path: Path) -> None:
