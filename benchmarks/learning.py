@@ -105,8 +105,10 @@ def parse(arguments: list[str]) -> Sizes:
     given: dict[str, Any] = {}
     for argument in arguments:
         name, _, value = argument.partition("=")
-        if name not in known or not value:
-            sys.exit(f"error: {argument} is not understood. Keys: {', '.join(known)}")
+        if name not in known or not value or (name != "out" and not value.isdecimal()):
+            keys = f"{', '.join(known)}; all but out are whole numbers"
+            sys.stderr.write(f"error: {argument} is not understood. Keys: {keys}.\n")
+            sys.exit(2)
         given[name] = value if name == "out" else int(value)
     sizes = Sizes(**given)
     return Sizes(**{**vars(sizes), "out": str(Path(sizes.out).absolute())})

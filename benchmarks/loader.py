@@ -157,7 +157,10 @@ def waiting(run: Path) -> float:
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     size = json.loads((run / "data.json").read_text())["identity"]["engine.global_batch_size"]
     steps = [row for row in rows if "loss" in row and row["step"] > 10]
-    return float(np.median([row["data_wait_s"] * row["samples_per_s"] / size for row in steps]))
+    waited, took = (
+        sum(values) for values in zip(*((row["data_wait_s"], size / row["samples_per_s"]) for row in steps))
+    )
+    return float(waited / took)
 
 
 def main() -> int:

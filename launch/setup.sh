@@ -30,12 +30,22 @@ if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
     exit 2
 fi
 
+if [ -e "$venv" ] && [ ! -e "$stamp" ]; then
+    echo "error: $venv is there and was not made by this script. Move it away." >&2
+    exit 2
+fi
 echo "Making $venv with $("$python" --version) (a few minutes, mostly downloads)"
+if [ -z "${TORCH_INDEX_URL:-}" ]; then
+    echo "torch comes from pip's own index: gigabytes of CUDA, also where there is no GPU. For the CPU build, set"
+    echo "TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu"
+fi
 rm -rf "$venv"
+mkdir "$venv"
+touch "$stamp"  # empty: begun, and ours
 "$python" -m venv "$venv"
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check install --quiet "$@"; }
 if [ -n "${TORCH_INDEX_URL:-}" ]; then
-    pip --index-url "$TORCH_INDEX_URL" --constraint "$root/constraints.txt" torch
+    pip --no-deps --index-url "$TORCH_INDEX_URL" --constraint "$root/constraints.txt" torch
 fi
 pip --constraint "$root/constraints.txt" --editable "$root[dev]"
 echo "$wanted" >"$stamp"

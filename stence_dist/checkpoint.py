@@ -240,10 +240,12 @@ def _is_readable(path: Path) -> bool:
 
 
 def _none_whole(folder: Path, reasons: list[str]) -> DataError:
-    return DataError(
+    error = DataError(
         f"{folder} holds checkpoints, but none that is whole on all ranks: {'; '.join(reasons)}. Restore one, or move "
         "the folder away to start this run again from step 0."
     )
+    error.quiet = distributed.rank() != 0  # all ranks have agreed on it
+    return error
 
 
 def peek_newest(folder: Path) -> TrainState | None:

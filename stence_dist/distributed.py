@@ -27,6 +27,20 @@ _SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "S
 class PeerLostError(RuntimeError):
     """A collective failed because another rank is gone; that rank's own message says why."""
 
+    @classmethod
+    def of(cls, error: BaseException) -> "PeerLostError":
+        """What a back end's `error` means."""
+        lost = cls(f"rank {rank()} lost its peers: {str(error).splitlines()[0][:200]}")
+        lost.__cause__ = error
+        return lost
+
+
+def means_lost_peer(error: BaseException) -> bool:
+    """True for the errors by which gloo and NCCL say that a connection broke or timed out, whoever called them."""
+    return isinstance(error, (dist.DistError, PeerLostError)) or (
+        isinstance(error, RuntimeError) and "third_party/gloo" in str(error)
+    )
+
 
 def map_slurm(environment: Mapping[str, str]) -> dict[str, str]:
     """RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT for ranks that `srun` started itself.
@@ -85,6 +99,16 @@ def start(timeout_s: float) -> torch.device:
     return device
 
 
+def limit_all_groups(timeout_s: float) -> None:
+    """Give every process group of this process the timeout of the first one.
+
+    DeepSpeed's groups are made without one and take torch's own, 30 minutes with gloo: so long a rank would wait for
+    peers behind a cut link.
+    """
+    for group in dist.distributed_c10d._world.pg_map:
+        dist.distributed_c10d._set_pg_timeout(timedelta(seconds=timeout_s), group)
+
+
 def _end_with_parent() -> None:
     """End this rank when its launcher is gone: an orphan would hold the run folder and the GPU."""
     parent = os.getppid()
@@ -127,7 +151,7 @@ def _peers() -> Any:
     try:
         yield
     except (dist.DistError, RuntimeError) as error:
-        raise PeerLostError(f"rank {rank()} lost its peers: {str(error).splitlines()[0][:200]}") from error
+        raise PeerLostError.of(error) from error
 
 
 def all_reduce_sum(values: Tensor) -> Tensor:

@@ -3,6 +3,8 @@
 import csv
 import io
 import logging
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -47,8 +49,10 @@ def embed(config: EmbedConfig) -> None:
         total, recordings = 1, single_windows(source, tower.spec, config.wfdb_scale)
 
     arrays = embed_recordings(tower, tqdm(recordings, total=total, desc="embed", disable=None), config.batch_size)
+    listed = Path(f"{config.out}.rejects.csv")
+    listed.unlink(missing_ok=True)
     if rejects:
-        write_rejects(Path(f"{config.out}.rejects.csv"), rejects)
+        write_rejects(listed, rejects)
     if not arrays:
         raise DataError(f"None of the {total} recordings in {source} could be read; see {config.out}.rejects.csv.")
     with files.replacing(config.out) as temporary, open(temporary, "wb") as file:
@@ -92,10 +96,15 @@ def read_windows(path: Path, spec: EcgSpec, wfdb_scale: str) -> Windows:
     return prepare_windows(record.signal(), leads=record.leads, sampling_rate=record.sampling_rate, spec=spec)
 
 
+def record_name(path: Path) -> str:
+    """How an ECG is called in the output: a WFDB record without `.hea`, any other file by its whole name."""
+    return str(path.with_suffix("") if path.suffix == ".hea" else path)
+
+
 def single_windows(path: Path, spec: EcgSpec, wfdb_scale: str) -> Iterator[tuple[str, Windows]]:
     """The one recording of a file. Raises DataError that names the file as it was typed."""
     try:
-        yield path.name, read_windows(path, spec, wfdb_scale)
+        yield record_name(Path(path.name)), read_windows(path, spec, wfdb_scale)
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
 
@@ -105,8 +114,7 @@ def folder_windows(
 ) -> Iterator[tuple[str, Windows]]:
     """Every recording that can be read, named by its path below the folder; the others go to `rejects`."""
     for path in paths:
-        name = path.relative_to(folder)
-        record = str(name.with_suffix("") if path.suffix == ".hea" else name)
+        record = record_name(path.relative_to(folder))
         try:
             yield record, read_windows(path, spec, wfdb_scale)
         except RefusedError as error:
@@ -118,14 +126,15 @@ def prepared_windows(path: Path, spec: EcgSpec) -> tuple[int, Iterator[tuple[str
     """Number and rows of an array (n, L, T) that is prepared already; row numbers are the names."""
     try:
         loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.lib.npyio.NpzFile):
+            names = loaded.files
+            if len(names) != 1:
+                raise DataError(f"{path} holds the arrays {', '.join(names)}; prepared=true takes a file with one.")
+            loaded = loaded[names[0]]
     except FileNotFoundError:
         raise DataError(f"{path} does not exist. Give a .npy or .npz file.") from None
-    except (ValueError, OSError) as error:
-        raise DataError(f"{path} is no .npy or .npz array ({error}).") from None
-    if isinstance(loaded, np.lib.npyio.NpzFile):
-        if len(loaded.files) != 1:
-            raise DataError(f"{path} holds the arrays {', '.join(loaded.files)}; prepared=true takes a file with one.")
-        loaded = loaded[loaded.files[0]]
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{path} is no whole .npy or .npz array ({error}).") from None
     expected = (len(spec.leads), spec.samples)
     if loaded.ndim != 3 or loaded.shape[1:] != expected or loaded.dtype.kind != "f":
         raise DataError(

@@ -201,6 +201,7 @@ def build(model: nn.Module, config: PretrainConfig, *, device: torch.device) -> 
     model.to(device)
     optimizer = _optimizer(parameter_groups(model, config.optimizer), config.optimizer)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
+    distributed.limit_all_groups(config.engine.timeout_s)
     _check_internals(engine)
     engine.train()
     return engine
@@ -263,8 +264,9 @@ def train_step(
     rates = learning_rates(step, total, config.optimizer)
     for group in engine.optimizer.param_groups:
         group["lr"] = rates[group["tower"]]
+    several_pools = config.engine.negatives == "micro" or len(micro_batches) == 1
+    accumulate = _accumulate if several_pools else _accumulate_cached
     for repeat in range(MOST_REPEATS + 1):
-        accumulate = _accumulate if config.engine.negatives == "micro" else _accumulate_cached
         terms, faulty, logit_scale = accumulate(engine, micro_batches, step, known, config, active)
         loss, contrastive, stenosis = _global_means(terms, faulty, step, micro_batches)
         with span("optimizer"):
@@ -312,9 +314,11 @@ def _accumulate(
         faulty.append(_faulty(output.ecg, output.image, output.stenosis_logits))
         with span("backward"):
             engine.backward(loss.total)
+        logit_scale = float(output.logit_scale.detach())
+        del output, loss  # with their graph, which keeps a tile of logits: not through the next forward
         if index + 1 < len(micro_batches):
             engine.step()  # counts the micro-batch; the update is applied with the last one
-    return terms / len(micro_batches), torch.cat(faulty), float(output.logit_scale.detach())
+    return terms / len(micro_batches), torch.cat(faulty), logit_scale
 
 
 def _accumulate_cached(
@@ -339,10 +343,11 @@ def _accumulate_cached(
     with span("loss"):
         contrastive = contrastive_part(*leaves, patient=patient, config=config.loss)
     # Before the second pass: it would take a gradient that is not finite into every weight.
-    alone = contrastive.detach().double()
-    _global_means(torch.stack([alone, alone, 0 * alone]), _faulty(ecg, image), step, micro_batches)
+    mean = contrastive.detach().double()
+    _global_means(torch.stack([mean, mean, 0 * mean]), _faulty(ecg, image), step, micro_batches)
     with span("loss"):
         gradients = torch.autograd.grad(contrastive, leaves, allow_unused=True, materialize_grads=True)
+    del contrastive, outputs  # the second pass needs the memory
     sizes = [len(batch) for batch in micro_batches]
     of_ecg, of_image = torch.split(gradients[0], sizes), torch.split(gradients[1], sizes)
     faulty, stenosis = [], torch.zeros((), dtype=torch.float64, device=engine.device)
@@ -352,14 +357,14 @@ def _accumulate_cached(
             output: PairOutput = engine(micro_batch.to(engine.device))
         # The scale and the bias are one and the same in all micro-batches: the first carries their whole gradient,
         # the others a zero, so that ZeRO sees them in each.
-        once = float(index == 0)
+        scale_share = float(index == 0)
         backward_from = sum(
             (value * gradient).sum()
             for value, gradient in (
                 (output.ecg, of_ecg[index]),
                 (output.image, of_image[index]),
-                (output.logit_scale, once * gradients[2]),
-                (output.logit_bias, once * gradients[3]),
+                (output.logit_scale, scale_share * gradients[2]),
+                (output.logit_bias, scale_share * gradients[3]),
             )
         )
         share = stenosis_part(
@@ -376,8 +381,8 @@ def _accumulate_cached(
             engine.backward(backward_from + config.loss.stenosis_weight * share, scale_wrt_gas=False)
         if index + 1 < len(micro_batches):
             engine.step()
-    total = alone + config.loss.stenosis_weight * stenosis
-    return torch.stack([total, alone, stenosis]), torch.cat(faulty), float(outputs[0].logit_scale)
+    total = mean + config.loss.stenosis_weight * stenosis
+    return torch.stack([total, mean, stenosis]), torch.cat(faulty), float(leaves[2].detach())
 
 
 def _faulty(*values: Tensor) -> Tensor:

@@ -128,8 +128,13 @@ class FolderLock:
         """Take the lock or raise RefusedError naming who has it."""
         import fcntl
 
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise RefusedError(
+                f"{self.path.parent} cannot be written to as a folder ({error.strerror}). Choose another one."
+            ) from None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

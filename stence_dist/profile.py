@@ -64,8 +64,9 @@ class StepProfiler:
         with files.replacing(self.folder / f"trace_rank{distributed.rank():05d}.json") as temporary:
             profiler.export_chrome_trace(str(temporary))
         if distributed.rank() == 0:
-            ranges = [(event.name, event.time_range) for event in profiler.events()]
-            events = [(name, place.start / 1e6, place.end / 1e6) for name, place in ranges]
+            # On CUDA every span comes a second time, as the device saw it.
+            here = [event for event in profiler.events() if event.device_type.name == "CPU"]
+            events = [(event.name, event.time_range.start / 1e6, event.time_range.end / 1e6) for event in here]
             rows = [{"step": self._first + number, **row} for number, row in enumerate(step_table(events), start=1)]
             files.write_text(self.folder / "steps.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
             logger.info("profile of %d steps in %s: %s", len(rows), self.folder, shares(rows))

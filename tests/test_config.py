@@ -87,6 +87,16 @@ def test_text_values_are_literal(text: str) -> None:
         ("targets.unreported=zero", "unknown or normal"),
         ("targets.threshold=140", "up to 100"),
         ("loss.artery_weight=0.9", "must sum to 1"),
+        ("optimizer.name=sgd", "optimizer= does"),
+        ("ecg_encoder.name=otis", "ecg_encoder= does"),
+        ("optimizer.ecg_lr=-1", "Use 0 or more"),
+        ("loss.temperature=.nan", "no finite number"),
+        ("epochs=.inf", "no finite number"),
+        ("image_tower.heads=0", "Use 1 or more"),
+        ("image_tower.depth=0", "Use 1 or more"),
+        ("ecg_encoder.windows=0", "1 window or more"),
+        ("engine.negatives=all", "Use micro or accumulated"),
+        ("loss.contrastive=triplet", "Use infonce or sigmoid"),
     ],
 )
 def test_mistakes_are_explained(argument: str, part: str) -> None:

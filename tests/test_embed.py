@@ -14,7 +14,7 @@ from stence_dist.config.embed import EmbedConfig
 from stence_dist.data.readers import read_ecg
 from stence_dist.ecg import prepare_windows
 from stence_dist.embed import embed
-from stence_dist.errors import DataError
+from stence_dist.errors import ConfigError, DataError
 from stence_dist.models.ecg_tower import build_ecg_tower, load_ecg_tower, save_ecg_tower
 
 
@@ -61,7 +61,7 @@ def test_a_record_is_embedded(name: str, folder: Path, weights: Path, tmp_path: 
     features, embedding = by_hand(weights, folder / "a")
     np.testing.assert_allclose(arrays["features"], features[None], atol=1e-5)
     np.testing.assert_allclose(arrays["embeddings"], embedding[None], atol=1e-5)
-    assert arrays["record"].tolist() == [name]
+    assert arrays["record"].tolist() == ["a"]
 
 
 @pytest.mark.parametrize("batch_size", [1, 64])
@@ -124,6 +124,22 @@ def test_unfit_arrays_are_refused(ecg: np.ndarray, part: str, weights: Path, tmp
         embed(
             EmbedConfig(weights=str(weights), ecg=str(tmp_path / "ecg.npy"), out=str(tmp_path / "o.npz"), prepared=True)
         )
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no archive", b"\x93NUMPY"])
+def test_damaged_arrays_are_refused(content: bytes, weights: Path, tmp_path: Path) -> None:
+    """Empty, not a zip archive, cut in its header."""
+    (tmp_path / "ecg.npy").write_bytes(content)
+    with pytest.raises(DataError, match="no whole"):
+        embed(
+            EmbedConfig(weights=str(weights), ecg=str(tmp_path / "ecg.npy"), out=str(tmp_path / "o.npz"), prepared=True)
+        )
+
+
+def test_an_unknown_scale_is_refused() -> None:
+    """A misspelt wfdb_scale never means another one."""
+    with pytest.raises(ConfigError, match="Use auto, header or raw"):
+        EmbedConfig(weights="w", ecg="e", out="o", wfdb_scale="raws")
 
 
 def test_a_tower_without_projector_gives_features_only(folder: Path, tmp_path: Path) -> None:

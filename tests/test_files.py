@@ -161,6 +161,13 @@ def test_lock_names_its_holder_and_ends_with_it(tmp_path: Path) -> None:
     FolderLock(tmp_path / "run", "report").acquire().release()
 
 
+def test_a_folder_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    """A file in its place."""
+    (tmp_path / "run").write_text("a file")
+    with pytest.raises(RefusedError, match="cannot be written to as a folder"):
+        FolderLock(tmp_path / "run", "test").acquire()
+
+
 def test_released_lock_is_free(tmp_path: Path) -> None:
     """Taken, released, taken again, with the second holder's name in the file."""
     first = FolderLock(tmp_path, "a longer purpose than the next").acquire()

@@ -77,5 +77,10 @@ class BuildConfig:
             raise ConfigError(f"limit={self.limit}. Use 3 or more: train, val and test need a row each.")
         if self.image_size > 4096:
             raise ConfigError(f"image_size={self.image_size}. Use 4096 or less.")
-        if self.wfdb_scale not in ("auto", "header", "raw"):
-            raise ConfigError(f"wfdb_scale={self.wfdb_scale} is not known. Use auto, header or raw.")
+        check_wfdb_scale(self.wfdb_scale)
+
+
+def check_wfdb_scale(value: str) -> None:
+    """Raise ConfigError for a `wfdb_scale` that is not known."""
+    if value not in ("auto", "header", "raw"):
+        raise ConfigError(f"wfdb_scale={value} is not known. Use auto, header or raw.")

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from stence_dist.config.field import key
+from stence_dist.config.field import check_name, key
+from stence_dist.errors import ConfigError
 
 
 @dataclass
@@ -13,6 +14,14 @@ class EcgEncoderConfig:
     seconds: float = key("length of one window, seconds", 3.0)
     windows: int = key("evaluation windows per record, evenly spread; 1 = the first", 1)
     drop_path: float = key("probability of skipping a residual branch, drawn per sample", 0.0)
+
+    def __post_init__(self) -> None:
+        check_name("ecg_encoder", self, type(self))
+        if self.seconds <= 0 or self.windows < 1 or not 0 <= self.drop_path < 1:
+            raise ConfigError(
+                f"ecg_encoder.seconds={self.seconds:g}, windows={self.windows}, drop_path={self.drop_path:g}. Use "
+                "seconds above 0, 1 window or more, and a probability from 0 to below 1."
+            )
 
 
 @dataclass

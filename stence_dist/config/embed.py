@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
+from stence_dist.config.build import check_wfdb_scale
 from stence_dist.config.field import key
+from stence_dist.errors import ConfigError
 
 
 @dataclass
@@ -15,3 +17,8 @@ class EmbedConfig:
     prepared: bool = key("ecg is a .npy/.npz array (n,L,T) that is not to be prepared again", False)
     wfdb_scale: str = key("millivolts of WFDB records: auto | header | raw", "auto")
     batch_size: int = key("records per forward pass", 64)
+
+    def __post_init__(self) -> None:
+        check_wfdb_scale(self.wfdb_scale)
+        if self.batch_size < 1:
+            raise ConfigError(f"batch_size={self.batch_size}. Use 1 or more.")

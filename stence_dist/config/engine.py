@@ -10,7 +10,7 @@ from stence_dist.errors import ConfigError
 class EngineConfig:
     """Batch arithmetic, ZeRO and precision."""
 
-    global_batch_size: int = key("G: pairs per optimizer step over all ranks", 64)
+    global_batch_size: int = key("G: pairs per optimizer step over all ranks; use more where there are GPUs", 64)
     accumulation: int = key("A: micro-batches per step", 1)
     negatives: str = key(
         "micro (a row meets the G/A pairs of its micro-batch) | accumulated (it meets all G; costs a second forward)",

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from stence_dist.config.field import key
+from stence_dist.config.field import check_name, key
+from stence_dist.errors import ConfigError
 
 
 @dataclass
@@ -14,6 +15,12 @@ class ImageTowerConfig:
     depth: int = key("decoder layers", 2)
     heads: int = key("attention heads", 4)
     feedforward: int = key("hidden width of the decoder's feed-forward", 2048)
+
+    def __post_init__(self) -> None:
+        check_name("image_tower", self, type(self))
+        for name in ("depth", "heads", "feedforward"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"image_tower.{name}={getattr(self, name)}. Use 1 or more.")
 
 
 @dataclass

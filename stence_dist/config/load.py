@@ -8,6 +8,7 @@ applied last, the value taken literally after the first `=`. The result is plain
 import dataclasses
 import difflib
 import logging
+import math
 import os
 import sys
 import traceback
@@ -213,6 +214,9 @@ def _assign(cfg: DictConfig, name: str, text: str) -> None:
             value = yaml.safe_load(text)
         except yaml.YAMLError:
             value = text
+    numbers = value if isinstance(value, list) else [value]
+    if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+        raise ConfigError(f"{name}={text} is no finite number.")
     try:
         OmegaConf.update(cfg, name, value, merge=False)
     except (OmegaConfBaseException, ValueError):

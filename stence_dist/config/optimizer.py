@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from stence_dist.config.field import key
+from stence_dist.config.field import check_name, key
 from stence_dist.errors import ConfigError
 
 
@@ -19,6 +19,10 @@ class OptimizerConfig:
     final: float = key("learning rate at the end, as a share of the peak", 0.0)
 
     def __post_init__(self) -> None:
+        check_name("optimizer", self, type(self))
+        for rate in ("ecg_lr", "image_lr", "scale_lr", "weight_decay", "final"):
+            if getattr(self, rate) < 0:
+                raise ConfigError(f"optimizer.{rate}={getattr(self, rate):g}. Use 0 or more.")
         if not 0 <= self.warmup < 1:
             raise ConfigError(f"optimizer.warmup={self.warmup}. It is a share of the run: use 0 to below 1.")
 

@@ -207,7 +207,13 @@ def _seal(
     counts = {split: sum(shard["samples"] for shard in made if shard["split"] == split) for split in SPLITS}
     pairs = {split: sum(shard.pop("pairs") for shard in made if shard["split"] == split) for split in SPLITS}
     _report(every, counts, pairs, destination)
-    check_splits_filled(counts, len(every))
+    try:
+        check_splits_filled(counts, len(every))
+    except DataError:
+        for shard, record in zip(shards, records, strict=True):
+            if record["rejects"]:  # read again by the next call, which may find the files mended
+                record_of(plan.out, shard.name).unlink()
+        raise
     most = max(shard.pop("max_views") for shard in made)
     index: dict[str, Any] = {
         "format": FORMAT,

@@ -2,6 +2,7 @@
 
 import hmac
 import logging
+import os
 import secrets
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -89,7 +90,10 @@ def read_key(cohort: Path, key_file: str | None) -> bytes:
                 f"the patient key file {path} cannot be made ({error.strerror}). Give one with key_file=."
             ) from None
         log.info("made the patient key file %s; keep it secret, and keep it: other keys give other patients", path)
-    secret = path.read_bytes().strip()
+    try:
+        secret = path.read_bytes().strip()
+    except OSError as error:
+        raise DataError(f"the key file {path} cannot be read ({error.strerror}). Give a file with key_file=.") from None
     if len(secret) < 16:
         raise DataError(f"the key file {path} holds {len(secret)} characters; 16 or more are needed.")
     return secret
@@ -211,6 +215,11 @@ def _with_splits(rows: Sequence[CohortRow], splits: Sequence[str]) -> list[Cohor
     return [CohortRow(**{**vars(row), "split": split}) for row, split in zip(rows, splits, strict=True)]
 
 
+def _same_file(path: str) -> str:
+    """One text for the spellings of a path that mean one recording; a WFDB record may be named by its header."""
+    return os.path.normpath(path).removesuffix(".hea") if path else ""
+
+
 def read_cohort(path: Path, columns: ColumnsConfig, secret: bytes, seed: int) -> Cohort:
     """The table's good rows with patient keys and splits, and the rejected ones.
 
@@ -224,13 +233,17 @@ def read_cohort(path: Path, columns: ColumnsConfig, secret: bytes, seed: int) ->
     rejects: list[Reject] = []
     ids: dict[str, str] = {}
     first: dict[tuple[str, str], int] = {}
+    owners: dict[str, tuple[str, int]] = {}  # ECG -> patient key, row
     for number, values in enumerate(table, start=1):
         key = patient_key(secret, values["patient_id"]) if values["patient_id"] else ""
         try:
             row = _check_row(number, values, key)
-            recording = (row.ecg_path, row.study_path)
+            recording = (_same_file(row.ecg_path), _same_file(row.study_path))
             if recording in first:
                 raise _FieldError("ecg_path", f"duplicate of row {first[recording]} (same ecg_path and study_path).")
+            owner = owners.setdefault(recording[0], (key, number))
+            if owner[0] != key:
+                raise _FieldError("ecg_path", f"the ECG of row {owner[1]}, which is another patient's.")
         except _FieldError as error:
             place = values["study_path"] if error.field == "study_path" else values["ecg_path"]
             rejects.append(Reject(number, key, error.field, str(error), place))

@@ -147,7 +147,7 @@ class PairReader(Dataset[PairSample]):
         )
 
     def _where(self, row: int) -> str:
-        return f"{self.split} row {row}, patient {self.table.patient_key[row]}"
+        return f"cohort row {self.table.sample[row]} ({self.split}), patient {self.table.patient_key[row]}"
 
     def _assemble(
         self,

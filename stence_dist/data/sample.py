@@ -4,6 +4,7 @@ import functools
 import io
 import itertools
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -92,6 +93,10 @@ def _decode_views(content: Buffer) -> tuple[NDArray[Any], NDArray[np.float32]]:
     angulation = _array(body, header.pop("angulation"))
     prefix = "frames" if "frames_0" in header else "tokens"
     ordered = [header[f"{prefix}_{number}"] for number in range(len(header))]
+    if angulation.shape != (len(ordered), 2) or angulation.dtype != np.float32:
+        raise ValueError("angulation does not fit the views")
+    if any((entry["shape"], entry["dtype"]) != (ordered[0]["shape"], ordered[0]["dtype"]) for entry in ordered):
+        raise ValueError("views differ in shape or type")
     ends = [entry["data_offsets"] for entry in ordered]
     if all(one[1] == other[0] for one, other in itertools.pairwise(ends)):
         together = {"shape": [len(ordered), *ordered[0]["shape"]], "data_offsets": [ends[0][0], ends[-1][1]]}
@@ -100,9 +105,16 @@ def _decode_views(content: Buffer) -> tuple[NDArray[Any], NDArray[np.float32]]:
 
 
 def _array(body: Buffer, entry: dict[str, Any]) -> NDArray[Any]:
-    """One tensor of a safetensors body, as its header entry describes it; memory is shared but for bfloat16."""
-    low, high = entry["data_offsets"]
-    stored = np.frombuffer(body[low:high], dtype=_STORED_AS[entry["dtype"]]).reshape(entry["shape"])
+    """One tensor of a safetensors body, as its header entry describes it; memory is shared but for bfloat16.
+
+    Raises ValueError, KeyError or TypeError for an entry that does not describe a stretch of the body.
+    """
+    (low, high), shape, dtype = entry["data_offsets"], entry["shape"], np.dtype(_STORED_AS[entry["dtype"]])
+    if not (0 <= low <= high <= len(body) and all(side >= 0 for side in shape)):
+        raise ValueError("a tensor lies outside of the member")
+    if math.prod(shape) * dtype.itemsize != high - low:
+        raise ValueError("a tensor's shape does not fit its bytes")
+    stored = np.frombuffer(body[low:high], dtype=dtype).reshape(shape)
     if entry["dtype"] == "BF16":
         return (stored.astype(np.uint32) << 16).view(np.float32)
     return stored

@@ -149,13 +149,14 @@ class _OpenShard:
     def __init__(self, folder: Path, name: str) -> None:
         self.name = name
         self.descriptor = os.open(folder / name, os.O_RDONLY)
-        entries = load_sidecar((folder / sidecar_name(name)).read_bytes(), sidecar_name(name))
-        # As lists: a numpy row costs more to take apart than its members cost to read.
-        self.members: list[list[tuple[str, int, int, int]]] = [
-            [place for place in zip(MEMBERS, *row, strict=True) if place[2] > 0]
-            for row in zip(*(entries[column].tolist() for column in ("offset", "length", "crc")), strict=True)
-        ]
-        self.samples: list[int] = entries["sample"].tolist()
+        entries = np.load(folder / sidecar_name(name), mmap_mode="r", allow_pickle=False)
+        self.sample = entries["sample"]
+        # By column: taking a row of the whole table apart costs more than reading its members.
+        self._columns = [entries[column] for column in ("offset", "length", "crc")]
+
+    def places(self, row: int) -> list[tuple[str, int, int, int]]:
+        """(name, offset, length, CRC-32) of a row's members; an absent one has length 0."""
+        return list(zip(MEMBERS, *(column[row].tolist() for column in self._columns), strict=True))
 
     def __del__(self) -> None:
         if hasattr(self, "descriptor"):
@@ -329,17 +330,17 @@ class ShardSet:
         """
         shard, place = self._find(split, row)
         try:
-            return decode(_read_members(shard.descriptor, shard.members[place], views=views, verify=verify))
+            return decode(_read_members(shard.descriptor, shard.places(place), views=views, verify=verify))
         except DataError as error:
             raise DataError(
-                f"{shard.name}, sample {shard.samples[place]}: {error}. "
+                f"{shard.name}, sample {shard.sample[place]}: {error}. "
                 f"The shard is damaged; see python shards/build.py verify={self.folder}, then copy or build it again."
             ) from None
 
     def read_members(self, split: str, row: int) -> dict[str, Buffer]:
         """The stored bytes of row `row` by member name, not decoded, not verified."""
         shard, place = self._find(split, row)
-        return _read_members(shard.descriptor, shard.members[place], views=True, verify=False)
+        return _read_members(shard.descriptor, shard.places(place), views=True, verify=False)
 
     def _find(self, split: str, row: int) -> tuple[_OpenShard, int]:
         """The shard that holds a row of a split, and the row's place in it."""
@@ -353,10 +354,10 @@ class ShardSet:
 def _read_members(
     descriptor: int, places: list[tuple[str, int, int, int]], *, views: bool, verify: bool
 ) -> dict[str, Buffer]:
-    """The members at `places` (name, offset, length, CRC-32), by name; an ECG alone has no views."""
+    """The members at `places` (name, offset, length, CRC-32), by name; absent ones are left out."""
     members: dict[str, Buffer] = {}
     for name, offset, length, crc in places:
-        if name == "views.safetensors" and not views:
+        if length == 0 or (name == "views.safetensors" and not views):
             continue
         content: memoryview = np.empty(length, dtype=np.uint8).data  # what pread returns could not be written to
         content = content[: os.preadv(descriptor, [content], offset)]

@@ -47,7 +47,7 @@ def patients_for(labels: str, available: int) -> int:
             count = round(float(labels[:-1]) / 100 * available)
         else:
             count = int(labels)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise ConfigError(
             f"labels={labels} is not understood. Use all, a number like 50, or a share like 10%."
         ) from None

@@ -195,7 +195,11 @@ def _chance_loss(place: Path) -> tuple[str, float] | None:
     engine = _config(place).get("engine")
     if not engine:
         return None
-    pool = engine["global_batch_size"] // engine["accumulation"]
+    if _config(place)["loss"].get("contrastive", "infonce") != "infonce":
+        return None
+    pool = engine["global_batch_size"]
+    if engine.get("negatives", "micro") == "micro":
+        pool //= engine["accumulation"]
     return f"chance, ln {pool}", math.log(pool)
 
 

@@ -10,8 +10,9 @@ from stence_dist.distributed import all_reduce_max, all_reduce_sum
 from stence_dist.losses.tiles import Tiles
 
 # Up to this scale the logits of unit vectors, and the sums of their exponentials, need no maximum taken off first:
-# exp(40) times any number of columns and exp(-40) are both far inside float32.
-_BOUNDED_SCALE = 40.0
+# exp(42) times any number of columns and exp(-42) are both far inside float32. No round temperature is 1/42, so that
+# ranks never disagree by a rounding on which side they are.
+_BOUNDED_SCALE = 42.0
 
 
 def contrastive_loss(ecg: Tensor, image: Tensor, logit_scale: Tensor, *, patient: Tensor) -> Tensor:
@@ -38,7 +39,7 @@ class _InfoNce(torch.autograd.Function):
         softmax = _TwoWaySoftmax(tiles, bounded=float(logit_scale) <= _BOUNDED_SCALE)
         ctx.save_for_backward(ecg, image, logit_scale)
         ctx.tiles, ctx.softmax = tiles, softmax
-        return ((softmax.row + softmax.column[tiles.own]) / 2 - tiles.positives()).mean()
+        return ((softmax.row + softmax.column[tiles.own]) / 2 - softmax.positive).mean()
 
     @staticmethod
     @once_differentiable
@@ -52,15 +53,21 @@ class _InfoNce(torch.autograd.Function):
 
 
 class _TwoWaySoftmax:
-    """Log-sum-exp of every local row and of every column over all ranks, and the gradient that follows from them."""
+    """Log-sum-exp of every local row and of every column over all ranks, the rows' positive logits, and the gradient
+    that follows from them.
+    """
 
     def __init__(self, tiles: Tiles, *, bounded: bool) -> None:
         self._tiles, self._bounded = tiles, bounded
         self._work: Tensor | None = None
         start = 0.0 if bounded else float("-inf")
         row, column = tiles.rows.new_full((len(tiles.rows),), start), tiles.rows.new_full((len(tiles.columns),), start)
+        self.positive = tiles.rows.new_empty(len(tiles.rows))
         for rows, columns in tiles:
-            tile = self._tile(rows, columns)
+            tile = tiles.logits(rows, columns)
+            # From the tile itself: computed apart it would round otherwise than the sums that it is part of.
+            self.positive[tiles.paired(rows, columns)] = tiles.diagonal(tile, rows, columns)
+            tile = self._finished(tile, rows, columns)
             if bounded:
                 row[rows] += tile.sum(dim=1)
                 column[columns] += tile.sum(dim=0)
@@ -74,16 +81,17 @@ class _TwoWaySoftmax:
             largest = all_reduce_max(column)  # hidden logits are -inf, so it does not see them
             self.row, self.column = row, largest + all_reduce_sum((column - largest).exp()).log()
 
-    def _tile(self, rows: slice, columns: slice) -> Tensor:
-        """Exponentials of one tile's logits where these are bounded, the logits themselves elsewhere."""
-        tile = self._tiles.logits(rows, columns)
+    def _finished(self, tile: Tensor, rows: slice, columns: slice) -> Tensor:
+        """A tile's logits with hidden ones left out: their exponentials where they are bounded."""
         if self._bounded:
             return self._tiles.hide(tile.exp_(), rows, columns, 0.0)
         return self._tiles.hide(tile, rows, columns, float("-inf"))
 
     def gradient(self, rows: slice, columns: slice) -> Tensor:
         """The gradient of 2 B times the loss by one tile's logits, in memory that the next call takes again."""
-        tile = self._tile(rows, columns) if self._kept is None else self._kept
+        tile = self._kept
+        if tile is None:
+            tile = self._finished(self._tiles.logits(rows, columns), rows, columns)
         if self._work is None:
             self._work = torch.empty_like(tile)
         work = self._work[: tile.shape[0], : tile.shape[1]]

@@ -28,12 +28,14 @@ class _Sigmoid(torch.autograd.Function):
     ) -> Tensor:
         tiles = Tiles(ecg, image, logit_scale, patient)
         bias = logit_bias.to(tiles.rows.dtype)
-        total = -(tiles.positives() + bias).sum()  # softplus(-x) = softplus(x) - x
+        total = torch.zeros_like(bias)
         for rows, columns in tiles:
-            total += tiles.hide(softplus(tiles.logits(rows, columns).add_(bias)), rows, columns, 0.0).sum()
+            tile = tiles.logits(rows, columns).add_(bias)
+            total -= tiles.diagonal(tile, rows, columns).sum()  # softplus(-x) = softplus(x) - x
+            total += tiles.hide(softplus(tile), rows, columns, 0.0).sum()
         ctx.save_for_backward(ecg, image, logit_scale, logit_bias)
         ctx.tiles = tiles
-        return total / len(ecg)
+        return total.squeeze(0) / len(ecg)
 
     @staticmethod
     @once_differentiable

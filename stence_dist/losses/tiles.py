@@ -37,10 +37,6 @@ class Tiles:
         """The columns of this rank's own pairs."""
         return slice(self.first, self.first + len(self.rows))
 
-    def positives(self) -> Tensor:
-        """(B,) logits of the rows with their own pairs."""
-        return (self.rows * self.columns[self.own]).sum(dim=1)
-
     def __iter__(self) -> Iterator[tuple[slice, slice]]:
         """Rows and columns of every tile, in a fixed order."""
         height, width = self._shape
@@ -60,6 +56,11 @@ class Tiles:
             self.diagonal(hidden, rows, columns).fill_(False)
             tile.masked_fill_(hidden, value)
         return tile
+
+    def paired(self, rows: slice, columns: slice) -> slice:
+        """The rows of a tile whose own pair is in it, too: those of its `diagonal`."""
+        low, high = max(rows.start, columns.start - self.first), min(rows.stop, columns.stop - self.first)
+        return slice(low, max(low, high))
 
     def diagonal(self, tile: Tensor, rows: slice, columns: slice) -> Tensor:
         """View of a tile's positives; empty where it has none."""

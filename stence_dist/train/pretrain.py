@@ -1,5 +1,6 @@
 """Contrastive pretraining: one run from a config to an ECG tower, resumable at any step."""
 
+import contextlib
 import dataclasses
 import logging
 import math
@@ -22,13 +23,13 @@ from stence_dist.data.loader import PairReader, training_batches
 from stence_dist.data.order import batch_hash, global_batch
 from stence_dist.data.shards import SampleTable, ShardSet
 from stence_dist.engine import build, full_state, listed, resolve_precision, train_step
-from stence_dist.errors import CommonFailureError, DataError, StoppedError
+from stence_dist.errors import CommonFailureError, ConfigError, DataError, RefusedError, StoppedError
 from stence_dist.models.ecg_tower import save_ecg_tower
 from stence_dist.models.pair_model import build_pair_model
 from stence_dist.profile import StepProfiler, span
 from stence_dist.targets import STENOSIS_PARTS, STENOSIS_TARGETS, stenosis_labels
-from stence_dist.train.run_folder import RunFolder, check_same_run, check_shared, identity, write_status
-from stence_dist.train.validate import Validation
+from stence_dist.train.run_folder import RunFolder, check_same_run, check_shared, identity, is_unused, write_status
+from stence_dist.train.validate import BEST_METRICS, Validation
 
 logger = logging.getLogger("stence_dist")
 
@@ -65,6 +66,11 @@ def plan(config: PretrainConfig, device: torch.device) -> Plan:
         config, engine=dataclasses.replace(config.engine, precision=resolve_precision(config.engine, device))
     )
     config.engine.micro_batch(distributed.world_size())
+    if config.best_metric not in BEST_METRICS:
+        raise ConfigError(
+            f"best_metric={config.best_metric} is not measured, or not better when larger. "
+            f"Use one of: {', '.join(BEST_METRICS)}."
+        )
     shards = ShardSet.open(config.data.shards)
     table = shards.table("train")
     rows = np.flatnonzero(table.has_study)
@@ -130,12 +136,16 @@ def pretrain(config: PretrainConfig) -> None:
     folder = Path(config.run_dir)
     lock = files.FolderLock(folder, "pretrain")
     finished = False
-    step = 0
 
     def check() -> None:
         nonlocal finished
-        prepared = plan(config, device)
         lock.acquire()
+        try:
+            prepared = plan(config, device)
+        except RefusedError as error:
+            if is_unused(folder):
+                write_status(folder, "failed", 0, f"refused: {error}")
+            raise
         finished = check_same_run(folder, prepared.identity) == "finished"
 
     distributed.refuse_together(check)
@@ -144,28 +154,40 @@ def pretrain(config: PretrainConfig) -> None:
         return
     prepared = plan(config, device)
     distributed.agree(prepared.config_hash, "the config and the shards")
-    if distributed.rank() == 0:
-        write_status(folder, "running", 0, "starting")
-    distributed.barrier()
-    check_shared(folder)
-    run = _Run(prepared, device, folder)
+    run: _Run | None = None
     try:
-        step = run.start()
-        for step in range(step, prepared.total_steps):  # noqa: B020  (resumes where the checkpoint ends)
-            run.step(step)
+        if distributed.rank() == 0:
+            write_status(folder, "running", 0, "starting")
+        distributed.barrier()
+        check_shared(folder)
+        run = _Run(prepared, device, folder)
+        run.start()
+        while run.done < prepared.total_steps:
+            run.step()
         run.finish()
-    except (StoppedError, distributed.PeerLostError):
+    except StoppedError:
         raise
-    except Exception as error:
-        place = run.place(step)
-        if not isinstance(error, CommonFailureError):  # these say themselves whose failure it is
-            place = f"rank {distributed.rank()} on {socket.gethostname()}, {place}"
-            place += f", samples {listed(run.samples)}" if len(run.samples) else ""
-        error.add_note(f"({place})")
-        # The rank at fault writes first; what its peers say afterwards only repeats that it is gone.
-        if files.read_json(folder / "status.json")["state"] != "failed":
-            write_status(folder, "failed", step, f"{place}: {type(error).__name__}: {error}")
-        raise
+    except (Exception, KeyboardInterrupt) as error:
+        if distributed.means_lost_peer(error) and not isinstance(error, distributed.PeerLostError):
+            error = distributed.PeerLostError.of(error)
+        _account_for(error, run, folder)
+        raise error from error.__cause__
+
+
+def _account_for(error: BaseException, run: "_Run | None", folder: Path) -> None:
+    """Note on `error` where it happened, and say so in status.json, where the folder still takes it."""
+    place = run.place() if run else "at the start"
+    if not isinstance(error, CommonFailureError):  # these say themselves whose failure it is
+        place = f"rank {distributed.rank()} on {socket.gethostname()}, {place}"
+    error.add_note(f"({place})")
+    if getattr(error, "quiet", False) or (isinstance(error, CommonFailureError) and distributed.rank() != 0):
+        return
+    with contextlib.suppress(OSError, RefusedError):  # a full disk must not hide what filled it
+        there = files.read_json(folder / "status.json")
+        # Whoever lost its peers knows less than the rank at fault, which may write before or after it.
+        blames_peers = there["state"] == "failed" and "PeerLostError" in there["message"]
+        if there["state"] != "failed" or (blames_peers and not isinstance(error, distributed.PeerLostError)):
+            write_status(folder, "failed", run.done if run else 0, f"{place}: {type(error).__name__}: {error}")
 
 
 def _set_threads() -> None:
@@ -186,10 +208,11 @@ class _Run:
         self.best: checkpoint.Best | None = None
         self.validation = Validation(prepared.shards, self.config, prepared.rows)
         self.waited_s, self.logged_at, self.logged_step = 0.0, time.perf_counter(), 0
-        self.samples = torch.empty(0, dtype=torch.int64)  # of this rank in the step under way
+        self.done = 0  # updates
+        self.samples = torch.empty(0, dtype=torch.int64)  # of this rank, while an update is computed
 
-    def start(self) -> int:
-        """Build engine and loader, load the newest checkpoint, return the step to go on from."""
+    def start(self) -> None:
+        """Build engine and loader, load the newest checkpoint."""
         config, dataset = self.config, self.plan.shards.dataset
         tokens_width = dataset.width if dataset.kind == "tokens" else None
         model, self.evaluation_model = (
@@ -200,7 +223,7 @@ class _Run:
         )
         self.engine = build(model, config, device=self.device)
         loaded = checkpoint.load_newest(self.path / "checkpoints", self.engine)
-        step = loaded.state.step if loaded else 0
+        step = self.done = loaded.state.step if loaded else 0
         self.best = loaded.best if loaded else None
         self.files.open(config, self._data(), step=step)
         self.files.status("running", step)
@@ -248,11 +271,11 @@ class _Run:
         self.bar = tqdm(total=self.plan.total_steps, initial=step, unit="step", disable=quiet, dynamic_ncols=True)
         self.logged_step = step
         self.profiler = StepProfiler(self.path / "profile", step) if config.engine.profile else None
-        return step
 
-    def place(self, step: int) -> str:
-        """Where the run is while it works on the update after `step`: for the message of what went wrong there."""
-        return f"step {step + 1} of {self.plan.total_steps}"
+    def place(self) -> str:
+        """Where the run is, for the message of what went wrong there."""
+        place = f"step {self.done + 1} of {self.plan.total_steps}"
+        return f"{place}, samples {listed(self.samples)}" if len(self.samples) else place
 
     def _state(self, step: int) -> checkpoint.TrainState:
         return checkpoint.TrainState(step, self.plan.config_hash, self.plan.shards.fingerprint)
@@ -265,10 +288,10 @@ class _Run:
             "identity": self.plan.identity,
         }
 
-    def step(self, step: int) -> None:
+    def step(self) -> None:
         """One optimizer update, and what is due after it: a row, a validation, a checkpoint, a stop."""
+        step = self.done
         waiting = time.perf_counter()
-        self.samples = self.samples[:0]
         with span("data_wait"):
             micro_batches = next(self.batches)
         self.samples = torch.cat([batch.sample for batch in micro_batches])
@@ -283,6 +306,7 @@ class _Run:
             config=self.config,
             active=self.plan.used_targets,
         )
+        self.samples = self.samples[:0]
         done = step + 1
         last = done == self.plan.total_steps
         self.bar.update()
@@ -293,6 +317,7 @@ class _Run:
             improved = (last or done % self.config.eval_every == 0) and self._evaluate(done)
         if last or why or improved or done % self.config.save_every == 0:
             self._save(done)
+        self.done = done
         if self.profiler:
             self.profiler.step()
         if why:
@@ -328,6 +353,7 @@ class _Run:
             checkpoint.save(folder, self.engine, state, best=self.best, keep_last=self.config.keep_last)
         if distributed.rank() == 0:
             logger.info("step %d saved; training stood still for %.2f s", done, time.perf_counter() - started)
+        self.files.status("running", done)
 
     def _evaluate(self, done: int) -> bool:
         """Validate; True where this is the best model so far, whose tower is then written."""
@@ -335,8 +361,6 @@ class _Run:
         state = full_state(self.engine)
         self.evaluation_model.load_state_dict(state)
         metrics = self.validation.run(self.evaluation_model, self.device)
-        if self.config.best_metric not in metrics:
-            raise DataError(f"best_metric={self.config.best_metric} is not measured. Use one of: {', '.join(metrics)}.")
         value = metrics[self.config.best_metric]
         self.files.row({"step": done, "split": "val", **metrics, "evaluation_s": time.perf_counter() - started})
         if distributed.rank() == 0:

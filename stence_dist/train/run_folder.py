@@ -130,6 +130,11 @@ def check_shared(folder: Path, patience_s: float = 10.0) -> None:
         raise error
 
 
+def is_unused(folder: Path) -> bool:
+    """True for a folder that holds nothing but its lock and the status of a start that was refused."""
+    return {path.name for path in folder.iterdir()} <= {".lock", "status.json"} and not (folder / "data.json").exists()
+
+
 class RunFolder:
     """Writers of one run's files; on ranks other than 0 every method does nothing."""
 

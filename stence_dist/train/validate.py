@@ -22,6 +22,13 @@ from stence_dist.targets import label
 
 Floats = NDArray[np.float32]
 
+# What can choose the best weights: measured at every validation, larger is better.
+BEST_METRICS = (
+    *(f"val/{way}recall@{k}" for way in ("", "ecg_to_image/", "image_to_ecg/") for k in (1, 5, 10)),
+    "val/knn_auroc",
+    "val/probe_auroc",
+)
+
 
 class Validation:
     """The validation pairs and a fixed set of training pairs as reference for kNN and linear probe.

@@ -199,11 +199,15 @@ def test_rejects_leave_gaps(
 def test_when_every_row_of_a_split_is_rejected(cohort_writer: Callable[..., Path], tmp_path: Path) -> None:
     """Three patients, one of them without a file: no set, an error that names the split, and the reasons on disk."""
     cohort = cohort_writer(tmp_path / "cohort", pairs=0, ecg_only=3)
+    mended = (cohort.parent / "ecg" / "r001.dat").read_bytes()
     (cohort.parent / "ecg" / "r001.dat").unlink()
     with pytest.raises(DataError, match=r"the split \w+ has no row .*1 rows rejected"):
         build(config(cohort, tmp_path / "set"))
     assert not (tmp_path / "set" / "index.json").exists()
     assert len(rejected(tmp_path / "set" / "rejects.csv")) == 1
+    (cohort.parent / "ecg" / "r001.dat").write_bytes(mended)
+    build(config(cohort, tmp_path / "set"))  # the same call, once the file is there
+    assert not rejected(tmp_path / "set" / "rejects.csv")
 
 
 def test_an_ecg_only_cohort(cohort_writer: Callable[..., Path], tmp_path: Path) -> None:

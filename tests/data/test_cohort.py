@@ -167,12 +167,18 @@ def test_empty_segments_are_unknown(tmp_path: Path) -> None:
 
 
 def test_a_repeated_row_is_rejected(tmp_path: Path) -> None:
-    """Same ECG and study as row 2; the same ECG with another study is no repetition."""
+    """Same ECG and study as row 2, in any spelling; the same ECG with another study is no repetition, but never
+    another patient's.
+    """
     rows = patients(5)
-    rows += [dict(rows[1]), {**rows[1], "study_path": "other"}]
+    spelled = f"./{rows[1]['ecg_path']}".removesuffix(".hea") + ".hea"
+    rows += [dict(rows[1]), {**rows[1], "study_path": "other"}, {**rows[1], "ecg_path": spelled}]
+    rows += [{**rows[2], "ecg_path": rows[1]["ecg_path"]}]
     cohort = read(tmp_path, rows)
     assert [(reject.row, reject.reason) for reject in cohort.rejects] == [
-        (6, "duplicate of row 2 (same ecg_path and study_path).")
+        (6, "duplicate of row 2 (same ecg_path and study_path)."),
+        (8, "duplicate of row 2 (same ecg_path and study_path)."),
+        (9, "the ECG of row 2, which is another patient's."),
     ]
     assert cohort.rows[-1].row == 7
 

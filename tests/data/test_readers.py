@@ -184,6 +184,8 @@ def test_damaged_wfdb_files_are_refused(tmp_path: Path, signal: Signal) -> None:
     (tmp_path.parent / "outside.dat").write_bytes(whole)
     header.write_text(text.replace("r.dat", "../outside.dat"))
     assert "header" in message()
+    header.write_text("\n".join(line.rsplit(" ", 1)[0] for line in text.splitlines()))
+    assert "lead I II III aVR" in message()  # legal: no signal has a description
     header.write_text("\0\1\2 nonsense")
     assert "header cannot be parsed" in message()
     header.unlink()
@@ -229,6 +231,12 @@ def test_bad_numpy_files_are_refused(tmp_path: Path, signal: Signal) -> None:
     np.savez(tmp_path / "b.npz", signal=signal)
     with pytest.raises(ReaderError, match="lacks sampling_rate, unit, leads"):
         read_ecg(tmp_path / "b.npz")
+    np.savez_compressed(tmp_path / "d.npz", signal=signal, **declared)
+    whole = (tmp_path / "d.npz").read_bytes()
+    for place in range(60, 2000, 97):  # each byte fails another check, zlib's own among them
+        (tmp_path / "d.npz").write_bytes(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :])
+        with pytest.raises(ReaderError):
+            read_ecg(tmp_path / "d.npz")
     (tmp_path / "c.xml").write_text("<x/>")
     with pytest.raises(ReaderError, match=r"no known format; expected WFDB or \.npy/\.npz"):
         read_ecg(tmp_path / "c.xml")
@@ -341,6 +349,12 @@ def test_bad_studies_are_refused(
     assert "no DICOM header" in message()
     make_run(path, frames, PhotometricInterpretation="RGB", SamplesPerPixel=3)
     assert "expected MONOCHROME1 or MONOCHROME2" in message()
+    for spacing in (0.3, [0.1, 0.2, 0.3]):  # nobody needs it, so nothing of it refuses a study
+        make_run(path, frames, ImagerPixelSpacing=spacing)
+        assert read_study(path.parent, SETTINGS).views[0].meta["pixel_spacing"] is None
+    with pytest.raises(ReaderError, match="cannot be opened") as caught:
+        read_study(tmp_path / ("x" * 300), SETTINGS)
+    assert "xxx" not in str(caught.value)
     make_run(path, frames, Rows=60000)
     assert "at most" in message()
     make_run(path, frames)

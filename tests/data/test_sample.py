@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -25,11 +27,40 @@ def test_views_are_those_that_the_library_reads(count: int, dtype: torch.dtype) 
     assert shared == (count <= 10 and dtype != torch.bfloat16)
 
 
-@pytest.mark.parametrize(
-    "content",
-    [b"", b"\xff" * 40, save({"frames_0": torch.zeros(1, 2)}), save({"angulation": torch.zeros(1, 2)})[:-3]],
-    ids=["empty", "noise", "no angles", "cut"],
-)
+def _written(frames: tuple[object, object], angulation: object = (1, 2), dtype: str = "U8", size: int = 32) -> bytes:
+    """A member by hand: one view with (shape, data_offsets), angles of a shape behind it, `size` bytes of data."""
+    header = {
+        "frames_0": {"dtype": dtype, "shape": frames[0], "data_offsets": frames[1]},
+        "angulation": {"dtype": "F32", "shape": angulation, "data_offsets": [24, 32]},
+    }
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + b"\0" * size
+
+
+DAMAGED = {
+    "empty": b"",
+    "noise": b"\xff" * 40,
+    "no angles": save({"frames_0": torch.zeros(1, 2)}),
+    "no views": save({"angulation": torch.zeros(1, 2)}),
+    "cut": _written(([1, 2, 12], [0, 24]))[:-3],
+    "negative offsets": _written(([1, 2, 12], [-32, -8])),
+    "beyond the end": _written(([1, 2, 12], [16, 40])),
+    "negative side": _written(([1, -2, -12], [0, 24])),
+    "wrong size": _written(([1, 2, 11], [0, 24])),
+    "unknown type": _written(([1, 2, 12], [0, 24]), dtype="I64"),
+    "angles of two views": _written(([1, 2, 12], [0, 24]), angulation=(2, 1)),
+    "views of two shapes": save(
+        {"frames_0": torch.zeros(2, 3), "frames_1": torch.zeros(3, 2), "angulation": torch.zeros(2, 2)}
+    ),
+}
+
+
+def test_the_hand_written_member_is_whole() -> None:
+    """So that each damage below is the only thing wrong."""
+    assert _decode_views(_written(([1, 2, 12], [0, 24])))[0].shape == (1, 1, 2, 12)
+
+
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
 def test_damaged_views_are_refused(content: bytes) -> None:
     """Whatever is wrong with the bytes, the error is a DataError."""
     ecg = b"\x93NUMPY\x01\x00v\x00{'descr': '<i2', 'fortran_order': False, 'shape': (1, 2), }"

@@ -40,6 +40,7 @@ CASES = {
     "distinct": _case(8, 8, 0.5, torch.float64, seed=1),
     "one row per rank at W = 4": _case(4, 3, 0.1, torch.float64, seed=2),
     "sharp": _case(16, 12, 0.01, torch.float64, seed=3),
+    "sharp float32": _case(16, 12, 0.01, torch.float32, seed=3),
     "float32": _case(12, 8, 0.2, torch.float32, seed=0),
 }
 

@@ -19,7 +19,6 @@ SMALL = [
     "image_tower.heads=2",
     "image_tower.feedforward=32",
     "image_tower.channels=[4,8]",
-    "targets.unreported=normal",
     "engine.precision=fp32",
     "log_every=1",
     "data.workers=0",  # starts seconds sooner; the tests of workers say otherwise

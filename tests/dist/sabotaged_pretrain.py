@@ -12,25 +12,25 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from stence_dist import checkpoint, engine, files
 from stence_dist.data.loader import PairReader
 from stence_dist.errors import DataError
 from stence_dist.losses.tiles import Tiles
 from stence_dist.models.pair_model import PairModel
-from stence_dist.train import run_folder
+from stence_dist.train import pretrain, run_folder
 
 POINTS: dict[str, tuple[Any, str]] = {
+    "model": (pretrain, "build_pair_model"),
     "load": (PairReader, "training_samples"),
     "forward": (PairModel, "forward"),
     "backward": (Tiles, "pull_back"),
     "step": (engine, "_apply"),
     "row": (run_folder.RunFolder, "row"),
     "part": (checkpoint, "save_file"),  # a rank's part of a checkpoint is written
-    "manifest": (files, "write_json"),
+    "json": (files, "write_json"),  # status, environment, or the manifest of a checkpoint
     "commit": (os, "rename"),
-    "removal": (files, "remove_tree"),
 }
 
 
@@ -43,11 +43,21 @@ def out_of_memory(*_: object) -> None:
 
 
 def full(*_: object) -> None:
-    raise OSError(errno.ENOSPC, "No space left on device")
+    no_more_writing(errno.ENOSPC)
 
 
 def read_only(*_: object) -> None:
-    raise OSError(errno.EROFS, "Read-only file system")
+    no_more_writing(errno.EROFS)
+
+
+def no_more_writing(code: int) -> NoReturn:
+    """From now on nothing is written on this rank, status.json neither."""
+
+    def refuse(*_: object, **__: object) -> NoReturn:
+        raise OSError(code, os.strerror(code))
+
+    files.replacing = refuse
+    refuse()
 
 
 def kill(*_: object) -> None:
@@ -100,7 +110,5 @@ if __name__ == "__main__":
     if os.environ.get("SABOTAGE"):
         sabotage(*os.environ["SABOTAGE"].split())
     if os.environ.get("OWN_FOLDERS"):
-        sys.argv = [
-            f"{value}_{os.environ['RANK']}" if value.startswith("run_dir=") else value for value in sys.argv
-        ]
+        sys.argv = [f"{value}_{os.environ['RANK']}" if value.startswith("run_dir=") else value for value in sys.argv]
     runpy.run_path(str(Path(__file__).resolve().parents[2] / "launch" / "pretrain.py"), run_name="__main__")

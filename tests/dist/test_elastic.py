@@ -73,7 +73,11 @@ class Agents:
         command += ["--rdzv_id", "elastic", "--rdzv_conf", "last_call_timeout=3,keep_alive_interval=1", str(SABOTAGED)]
         with (self.logs / f"agent{len(self.processes)}.txt").open("wb") as log:
             process = subprocess.Popen(
-                [*command, *self.arguments], env=environment(PAUSE_S="0.2", **SEPARATE_STORE), stdout=log, stderr=log, start_new_session=True
+                [*command, *self.arguments],
+                env=environment(PAUSE_S="0.2", **SEPARATE_STORE),
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
         self.processes.append(process)
 
@@ -114,9 +118,7 @@ def world_size(run: Path) -> int:
     return int(json.loads((run / "environment.json").read_text())["world_size"])
 
 
-def test_torchrun_goes_on_when_a_node_joins_and_when_one_dies(
-    agents: Agents, shards: Path, tmp_path: Path
-) -> None:
+def test_torchrun_goes_on_when_a_node_joins_and_when_one_dies(agents: Agents, shards: Path, tmp_path: Path) -> None:
     """1:2 nodes: starts on one, takes in the second, loses it again; the rows are those of one undisturbed process."""
     run, whole = tmp_path / "run", tmp_path / "whole"
     agents.start()

@@ -36,15 +36,15 @@ def fail(arguments: list[str], sabotage: str, timeout: float = 120) -> tuple[str
     ("sabotage", "expected"),
     [
         ("1 load 5 bad_sample", ["error: train row 7, patient 0123abcd: the ECG is damaged.", "step 5 of 12"]),
+        ("1 backward 4 out_of_memory", ["failed: MemoryError: no 3 GB left", "step 4 of 12, samples "]),
+        ("1 step 4 out_of_memory", ["failed: MemoryError: no 3 GB left", "step 4 of 12, samples "]),
         ("1 forward 4 out_of_memory", ["failed: MemoryError: no 3 GB left", "step 4 of 12, samples "]),
         ("0 part 2 full", ["SaveError", "OSError: [Errno 28] No space left", "step 6 of 12"]),
         ("0 commit 2 read_only", ["SaveError", "Read-only file system"]),
         ("0 row 3 full", ["failed: OSError: [Errno 28] No space left on device", "step 3 of 12"]),
     ],
 )
-def test_one_rank_s_failure_ends_all(
-    sabotage: str, expected: list[str], small_shards: Path, tmp_path: Path
-) -> None:
+def test_one_rank_s_failure_ends_all(sabotage: str, expected: list[str], small_shards: Path, tmp_path: Path) -> None:
     """Within 10 s, exit 1, a message that names rank, host, step and samples; the same command then goes on."""
     arguments = [*RUN, f"data.shards={small_shards}", f"run_dir={tmp_path / 'run'}"]
     output, took = fail(arguments, sabotage)
@@ -52,23 +52,25 @@ def test_one_rank_s_failure_ends_all(
     rank = sabotage.split()[0]
     for part in [*expected, f"rank {rank} on {HOST}"]:
         assert part in output, output[-3000:]
-    status = json.loads((tmp_path / "run" / "status.json").read_text())
-    assert status["state"] == "failed"
-    assert f"rank {rank} on {HOST}" in status["message"]
-    assert " of 12" in status["message"]
+    if sabotage.split()[-1] in ("bad_sample", "out_of_memory"):  # on a full disk nothing is written any more
+        status = json.loads((tmp_path / "run" / "status.json").read_text())
+        assert status["state"] == "failed"
+        assert f"rank {rank} on {HOST}" in status["message"]
+        assert " of 12" in status["message"]
     assert output.count("failed: ") + output.count("error: ") == 1, "one message"
     if "SaveError" in expected:
         assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_000000003"]
 
 
-def test_a_frozen_rank_ends_the_others(small_shards: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("point", ["forward", "step"])  # its peer then waits in our collective, or in DeepSpeed's
+def test_a_frozen_rank_ends_the_others(point: str, small_shards: Path, tmp_path: Path) -> None:
     """A rank that neither works nor dies (SIGSTOP: what a cut link looks like from the other side): its peer ends
     within the collective timeout + 10 s and says what it lost.
     """
     timeout_s = 20 if os.environ.get("SLOW") else 5
     run = tmp_path / "run"
     arguments = [*RUN, f"data.shards={small_shards}", f"run_dir={run}", f"engine.timeout_s={timeout_s}"]
-    process = start("torchrun", 2, [*arguments, "save_every=100"], script=SABOTAGED, SABOTAGE="1 forward 4 freeze")
+    process = start("torchrun", 2, [*arguments, "save_every=100"], script=SABOTAGED, SABOTAGE=f"1 {point} 4 freeze")
     while (frozen := stopped_rank(process.pid)) is None:
         assert process.poll() is None, process.communicate()[0][-3000:]
         time.sleep(0.05)
@@ -80,6 +82,9 @@ def test_a_frozen_rank_ends_the_others(small_shards: Path, tmp_path: Path) -> No
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "rank 0 lost its peers" in output
+    status = json.loads((run / "status.json").read_text())
+    assert status["state"] == "failed"
+    assert "PeerLostError" in status["message"]
 
 
 @pytest.fixture
@@ -165,18 +170,24 @@ def test_run_folders_of_their_own_are_refused(small_shards: Path, tmp_path: Path
 
 
 def test_ranks_that_do_not_fit_are_refused_at_once(small_shards: Path, tmp_path: Path) -> None:
-    """G = 12 on 5 ranks: the same message at every start, in under 15 s, before any model is built."""
-    arguments = [*RUN, f"data.shards={small_shards}", f"run_dir={tmp_path / 'run'}"]
-    began = time.monotonic()
-    process = start("torchrun", 5, arguments)
-    output, _ = process.communicate(timeout=120)
-    assert time.monotonic() - began < 15 * 5  # five ranks share two cores here
-    assert process.returncode != 0
-    assert output.count("engine.global_batch_size=12 does not divide over 5 ranks x 1 micro-batches") == 1
+    """G = 13 on 2 ranks: the same one message at every start, and in status.json, before any model is built."""
+    arguments = [*RUN, f"data.shards={small_shards}", f"run_dir={tmp_path / 'run'}", "engine.global_batch_size=13"]
+    messages = []
+    for _ in range(2):
+        process = start("torchrun", 2, arguments, script=SABOTAGED, SABOTAGE="all model 1 kill")
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 1, output[-3000:]  # 2, as torchrun flattens it; -9 where a model was begun
+        messages += [line for line in output.splitlines() if "does not divide" in line]
+    assert len(messages) == 2
+    assert messages[0] == messages[1]
+    assert "engine.global_batch_size=13 does not divide over 2 ranks x 1 micro-batches" in messages[0]
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert status["state"] == "failed"
+    assert status["message"].startswith("refused: engine.global_batch_size=13")
 
 
 # Where a rank may die in a run of 12 steps that saves every 3: (point, largest call number).
-KILL_AT = {"load": 12, "forward": 12, "backward": 12, "step": 12, "row": 12, "part": 4, "manifest": 6, "commit": 4}
+KILL_AT = {"load": 12, "forward": 12, "backward": 12, "step": 12, "row": 12, "part": 4, "json": 6, "commit": 4}
 KILLS = 50 if os.environ.get("SLOW") else 4
 
 
@@ -191,12 +202,12 @@ def test_kills_at_chosen_places_leave_no_trace(small_shards: Path, tmp_path: Pat
     hit = 0
     for kill in range(KILLS):
         point = list(KILL_AT)[kill % len(KILL_AT)] if KILLS > 4 else ("backward", "part", "commit", "row")[kill]
-        rank = "0" if point in ("row", "manifest", "commit") else draw.choice(["0", "1", "all"])
+        rank = "0" if point in ("row", "json", "commit") else draw.choice(["0", "1", "all"])
         call = draw.randint(1, min(KILL_AT[point], 3) if run.exists() else KILL_AT[point])
         process = start(
             "torchrun", 2, [*RUN, shards, f"run_dir={run}"], script=SABOTAGED, SABOTAGE=f"{rank} {point} {call} kill"
         )
-        output, _ = process.communicate(timeout=120)
+        process.communicate(timeout=120)
         hit += process.returncode != 0
         if process.returncode == 0 or kill == KILLS - 1:
             pretrain("torchrun", 2, [*RUN, shards, f"run_dir={run}"])

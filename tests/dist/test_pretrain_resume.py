@@ -44,7 +44,7 @@ def wait_for_rows(run: Path, count: int, process: "subprocess.Popen[str]") -> No
 
 
 def test_kills_leave_no_trace(whole: tuple[list[str], Path], tmp_path: Path) -> None:
-    """kill -9 of one rank or all at random moments, then the same command: rows and weights bitwise as uninterrupted."""
+    """kill -9 of one rank or all at random moments, then the same command: rows and weights as if uninterrupted."""
     arguments, expected = [*whole[0], "data.workers=1"], whole[1]
     run, draw = tmp_path / "run", random.Random(20)
     for kill in range(KILLS):

@@ -1,6 +1,8 @@
 """A run folder refuses what it cannot continue, and its metrics end where a checkpoint does."""
 
+import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +10,10 @@ import pytest
 import torch
 
 from stence_dist import files
+from stence_dist.config.build import BuildConfig
 from stence_dist.config.load import load
 from stence_dist.config.pretrain import PretrainConfig
+from stence_dist.data.build import build
 from stence_dist.errors import ConfigError, DataError, RefusedError
 from stence_dist.train.pretrain import _partners, plan
 from stence_dist.train.run_folder import RunFolder, check_same_run, identity
@@ -74,6 +78,8 @@ def test_metrics_are_cut_to_the_checkpoint(tmp_path: Path) -> None:
     [
         (["engine.global_batch_size=4096"], "The largest that works is 17"),
         (["targets.unreported=unknown", "targets.threshold=100"], "targets.unreported=normal"),
+        (["best_metric=val/recall@7"], "Use one of: val/recall@1"),
+        (["best_metric=val/ecg_to_image/median_rank"], "not better when larger"),
     ],
 )
 def test_plan_refuses_what_cannot_work(small_shards: Path, arguments: list[str], part: str) -> None:
@@ -81,6 +87,31 @@ def test_plan_refuses_what_cannot_work(small_shards: Path, arguments: list[str],
     with pytest.raises(RefusedError) as caught:
         plan(config(small_shards, "engine.global_batch_size=8", *arguments), torch.device("cpu"))
     assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(("split", "refused"), [("train", True), ("val", True), ("test", False)])
+def test_pretraining_needs_pairs_in_train_and_val_only(
+    split: str, refused: bool, cohort_writer: Callable[..., Path], tmp_path: Path
+) -> None:
+    """A split whose patients have ECGs alone."""
+    table = cohort_writer(tmp_path, pairs=24, ecg_only=0)
+    with open(table, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    for number, row in enumerate(rows):
+        row["split"] = ("train", "train", "val", "test")[number % 4]
+        if row["split"] == split:
+            row |= {"study_path": "", "days_between": ""}
+    with open(table, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    build(BuildConfig(cohort=str(table), out=str(tmp_path / "set"), image_size=16, workers=1))
+    arguments = ["engine.global_batch_size=4", "loss.stenosis_weight=0"]
+    if refused:
+        with pytest.raises(RefusedError, match=f"0 pairs in {split}; pretraining needs 2 or more"):
+            plan(config(tmp_path / "set", *arguments), torch.device("cpu"))
+    else:
+        assert len(plan(config(tmp_path / "set", *arguments), torch.device("cpu")).rows) == 12
 
 
 def test_plan_without_labels_needs_none(small_shards: Path) -> None:

@@ -1,6 +1,7 @@
 """Readers: one file per format, chosen by content from the tables below."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from stence_dist.data.frames import FrameSettings
@@ -8,6 +9,7 @@ from stence_dist.data.readers.arrays import is_array, read_array
 from stence_dist.data.readers.record import EcgRecord, ImageStudy, ReaderError, View
 from stence_dist.data.readers.views_table import VIEWS_TABLE
 from stence_dist.data.readers.wfdb_reader import is_wfdb, read_wfdb
+from stence_dist.errors import RefusedError
 
 __all__ = ["ECG_READERS", "EcgRecord", "ImageStudy", "ReaderError", "View", "read_ecg", "read_study"]
 
@@ -18,19 +20,30 @@ ECG_READERS: dict[str, tuple[Callable[[Path], bool], Callable[[Path, str], EcgRe
 }
 
 
+@contextlib.contextmanager
+def _only_reader_errors(field: str) -> Iterator[None]:
+    """Turn whatever a reader raises on a file that nobody foresaw into a ReaderError: one file never ends a build."""
+    try:
+        yield
+    except RefusedError:
+        raise
+    except OSError as error:
+        raise ReaderError(f"a file cannot be opened ({error.strerror}).", field) from None
+    except Exception as error:
+        raise ReaderError(f"the file is damaged or of an unusual make ({type(error).__name__}).", field) from error
+
+
 def read_ecg(path: Path, *, wfdb_scale: str = "auto") -> EcgRecord:
     """The 12 leads of an ECG file, or of a WFDB record named with or without `.hea`, quantized as shards store them.
 
     Raises ReaderError, whose message holds no path.
     """
-    try:
+    with _only_reader_errors("ecg_path"):
         for recognizes, read in ECG_READERS.values():
             if recognizes(path):
                 return read(path, wfdb_scale)
-    except OSError as error:
-        raise ReaderError(f"the ECG file cannot be opened ({error.strerror}).") from None
-    if not path.exists():
-        raise ReaderError("the ECG file does not exist.")
+        if not path.exists():
+            raise ReaderError("the ECG file does not exist.")
     raise ReaderError(f"the ECG file is of no known format; expected {' or '.join(ECG_READERS)}.")
 
 
@@ -39,6 +52,11 @@ def read_study(path: Path, settings: FrameSettings) -> ImageStudy:
 
     Files are known by content; what is neither is counted. Raises ReaderError.
     """
+    with _only_reader_errors("study_path"):
+        return _read_study(path, settings)
+
+
+def _read_study(path: Path, settings: FrameSettings) -> ImageStudy:
     # pydicom and torch take a second to import; a cohort of ECGs alone needs neither.
     from stence_dist.data.readers.dicom_xa import is_dicom, read_runs
     from stence_dist.data.readers.features import is_features, read_features
@@ -48,11 +66,8 @@ def read_study(path: Path, settings: FrameSettings) -> ImageStudy:
     folder = path if path.is_dir() else path.parent
     found = sorted(path.rglob("*")) if path.is_dir() else [path]
     files = [file for file in found if file.is_file() and file.name != VIEWS_TABLE]
-    try:
-        dicoms = [file for file in files if is_dicom(file)]
-        features = [file for file in files if is_features(file)]
-    except OSError as error:
-        raise ReaderError(f"a file of the study cannot be opened ({error.strerror}).", "study_path") from None
+    dicoms = [file for file in files if is_dicom(file)]
+    features = [file for file in files if is_features(file)]
     damaged = [file for file in files if file.suffix.lower() in (".dcm", ".dicom") and file not in dicoms]
     if damaged:
         raise ReaderError(f"{len(damaged)} files end in .dcm and hold no DICOM header; damaged?", "study_path")

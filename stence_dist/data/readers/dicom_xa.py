@@ -198,12 +198,20 @@ def _angulation(run: _Run, note: ViewNote | None) -> NDArray[np.float32]:
     return np.array([float("nan") if angle is None else angle for angle in angles], dtype=np.float32)
 
 
+def _spacing(header: Dataset) -> list[float] | None:
+    """Millimeters between rows and columns at the detector; None where absent or malformed, as nothing needs it."""
+    try:
+        values = [float(value) for value in header.get("ImagerPixelSpacing") or ()]
+    except (TypeError, ValueError):
+        return None
+    return values if len(values) == 2 else None
+
+
 def _read_view(run: _Run, note: ViewNote | None, settings: FrameSettings) -> View:
     key_frame, source = _key_frame(run, note)
     indices = frame_indices(key_frame, settings.frames_per_view, settings.frame_spacing, run.frames)
     wanted = sorted(set(indices))
     decoded = dict(zip(wanted, _gray_frames(run, wanted, settings.image_size), strict=True))
-    spacing = run.header.get("ImagerPixelSpacing")
     meta = {
         "key_frame": key_frame,
         "key_frame_source": source,
@@ -211,7 +219,7 @@ def _read_view(run: _Run, note: ViewNote | None, settings: FrameSettings) -> Vie
         "frames": run.frames,
         "rows": int(run.header.Rows),
         "columns": int(run.header.Columns),
-        "pixel_spacing": [float(value) for value in spacing] if spacing else None,
+        "pixel_spacing": _spacing(run.header),
     }
     return View(np.stack([decoded[number] for number in indices]), _angulation(run, note), meta)
 

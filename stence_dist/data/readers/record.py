@@ -48,9 +48,9 @@ class ReaderError(DataError):
         return type(self), (str(self), self.field)
 
 
-def canonical_lead(name: str) -> str | None:
+def canonical_lead(name: str | None) -> str | None:
     """The lead of `LEADS` that `name` means (any case, `Lead II`, `DII`, `MDC_ECG_LEAD_II`), else None."""
-    text = name.strip().casefold()
+    text = (name or "").strip().casefold()  # a WFDB signal need not have a description
     for prefix in _LEAD_PREFIXES:
         text = text.removeprefix(prefix)
     return _LEAD_NAMES.get(text)
@@ -66,7 +66,7 @@ def millivolts_per_unit(unit: str) -> float:
         ) from None
 
 
-def choose_leads(names: Sequence[str]) -> list[int]:
+def choose_leads(names: Sequence[str | None]) -> list[int]:
     """Positions in `names` of the 12 leads in `LEADS` order; others (Frank, Nehb) are dropped. Raises ReaderError."""
     positions: dict[str, int] = {}
     for position, name in enumerate(names):
@@ -74,7 +74,8 @@ def choose_leads(names: Sequence[str]) -> list[int]:
         if lead is None:
             continue
         if lead in positions:
-            raise ReaderError(f"lead {lead} is there twice (found {' '.join(names)}); each lead is expected once.")
+            found = " ".join(map(str, names))
+            raise ReaderError(f"lead {lead} is there twice (found {found}); each lead is expected once.")
         positions[lead] = position
     missing = [lead for lead in LEADS if lead not in positions]
     if missing:
