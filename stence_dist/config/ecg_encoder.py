@@ -17,11 +17,12 @@ class EcgEncoderConfig:
 
     def __post_init__(self) -> None:
         check_name("ecg_encoder", self, type(self))
-        if self.seconds <= 0 or self.windows < 1 or not 0 <= self.drop_path < 1:
-            raise ConfigError(
-                f"ecg_encoder.seconds={self.seconds:g}, windows={self.windows}, drop_path={self.drop_path:g}. Use "
-                "seconds above 0, 1 window or more, and a probability from 0 to below 1."
-            )
+        if self.seconds <= 0:
+            raise ConfigError(f"ecg_encoder.seconds={self.seconds:g}. Use a length above 0.")
+        if self.windows < 1:
+            raise ConfigError(f"ecg_encoder.windows={self.windows}. Use 1 window or more.")
+        if not 0 <= self.drop_path < 1:
+            raise ConfigError(f"ecg_encoder.drop_path={self.drop_path:g}. Use a probability from 0 to below 1.")
 
 
 @dataclass

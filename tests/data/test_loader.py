@@ -257,7 +257,7 @@ def test_batch_larger_than_the_rows_is_refused_at_once() -> None:
 
 def test_row_without_views_is_refused() -> None:
     """A reader of pairs that is given an ECG-only row names split, row and patient key."""
-    with pytest.raises(DataError, match="train row 5, patient key5 has no views"):
+    with pytest.raises(DataError, match=r"cohort row 105 \(train\), patient key5 has no views"):
         make_reader(MemoryShards(12), np.array([5])).sample(0)
 
 
@@ -312,7 +312,9 @@ def test_data_errors_keep_their_type_and_message(small_shards: Path, workers: in
     shards = ShardSet.open(small_shards)
     reader = make_reader(shards, pairs(shards), spec=EcgSpec(leads=("I", "V7")))
     batches = training_batches(reader, start=0, stop=2, g=4, accumulation=1, rank=0, world_size=1, workers=workers)
-    with pytest.raises(SpecMismatchError, match=r"^train row \d+, patient [0-9a-f]+: lead V7 missing") as refused:
+    with pytest.raises(
+        SpecMismatchError, match=r"^cohort row \d+ \(train\), patient [0-9a-f]+: lead V7 missing"
+    ) as refused:
         next(batches)
     assert "Traceback" not in str(refused.value)
 

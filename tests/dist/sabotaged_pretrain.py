@@ -35,7 +35,7 @@ POINTS: dict[str, tuple[Any, str]] = {
 
 
 def bad_sample(*_: object) -> None:
-    raise DataError("train row 7, patient 0123abcd: the ECG is damaged.")
+    raise DataError("cohort row 7 (train), patient 0123abcd: the ECG is damaged.")
 
 
 def out_of_memory(*_: object) -> None:

@@ -26,8 +26,6 @@ class ResNet(EcgEncoder):
             raise ConfigError(f"ecg_encoder.kernel={config.kernel}. Use an odd number, e.g. 7.")
         if not config.widths or min(config.widths) < 1:
             raise ConfigError(f"ecg_encoder.widths={config.widths}. Give channels per stage, e.g. [24, 32, 48, 64].")
-        if not 0 <= config.drop_path < 1:
-            raise ConfigError(f"ecg_encoder.drop_path={config.drop_path}. It is a probability: use 0 to below 1.")
         self.spec = EcgSpec(seconds=config.seconds, windows=config.windows)
         if self.spec.samples < _STEM_FACTOR:
             raise ConfigError(f"ecg_encoder.seconds={config.seconds} is too short. Use e.g. 3.")
