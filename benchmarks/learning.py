@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import claims
 from matplotlib.figure import Figure
 
 from stence_dist import files
@@ -81,7 +82,7 @@ def main() -> int:
             "arms": arms,
             "differences": differences,
             "rules": rules,
-            "command": " ".join(["python", *sys.argv]),
+            "command": claims.command(),
             "sizes": {field.name: getattr(sizes, field.name) for field in fields(sizes) if field.name != "out"},
             "counts": {
                 cohort: {part: summary[part] for part in ("pool", "test")} for cohort, summary in summaries.items()
@@ -101,15 +102,13 @@ def main() -> int:
 
 def parse(arguments: list[str]) -> Sizes:
     """Sizes from key=value texts; an unknown key ends the program."""
-    known = {field.name: field.type for field in fields(Sizes)}
+    defaults = {field.name: str(field.default) for field in fields(Sizes)}
     given: dict[str, Any] = {}
-    for argument in arguments:
-        name, _, value = argument.partition("=")
-        if name not in known or not value or (name != "out" and not value.isdecimal()):
-            keys = f"{', '.join(known)}; all but out are whole numbers"
-            sys.stderr.write(f"error: {argument} is not understood. Keys: {keys}.\n")
-            sys.exit(2)
-        given[name] = value if name == "out" else int(value)
+    for name, value in claims.options(defaults, arguments).items():
+        if value != defaults[name]:
+            if name != "out" and not value.isdecimal():
+                claims.refuse(f"{name}={value} is no whole number.")
+            given[name] = value if name == "out" else int(value)
     sizes = Sizes(**given)
     return Sizes(**{**vars(sizes), "out": str(Path(sizes.out).absolute())})
 
@@ -226,7 +225,7 @@ def table(
         "bootstrap draws over label draws and test patients. They do not cover cohort and pretraining seed. "
         f"{main['note']}",
         "",
-        f"Command: `{' '.join(['python', *sys.argv])}`",
+        f"Command: `{claims.command()}`",
         "",
     ]
     return "\n".join(lines)

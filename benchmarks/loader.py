@@ -23,10 +23,10 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy starts its threads
 
+import claims
 import numpy as np
 import webdataset
 
-from stence_dist import files
 from stence_dist.config.build import BuildConfig
 from stence_dist.data.build import build
 from stence_dist.data.loader import PairReader, training_batches
@@ -165,45 +165,27 @@ def waiting(run: Path) -> float:
 
 def main() -> int:
     """Measure, print the table, write the file."""
-    options = dict(argument.partition("=")[::2] for argument in sys.argv[1:])
-    unknown = set(options) - {"out", "rounds", "run"}
-    if unknown:
-        sys.exit(f"error: {', '.join(sorted(unknown))} is not understood. Keys: out, rounds, run")
-    rounds = int(options.get("rounds", "9"))
+    options = claims.options({"out": "", "rounds": "9", "run": ""})
+    rounds = int(options["rounds"])
     warnings.filterwarnings("ignore", module="webdataset")
-    rows: list[dict[str, Any]] = []
-
-    def claim(what: str, value: float, limit: float, *, least: bool, times: dict[str, float]) -> None:
-        met = value >= limit if least else value <= limit
-        rows.append({"what": what, "value": value, "limit": limit, "met": met, "seconds": times})
-        shown = "  ".join(f"{name} {value * 1e6:.1f} us" for name, value in times.items())
-        word = "at least" if least else "at most"
-        print(f"{'met    ' if met else 'NOT met'} {what}: {value:.3f} (claim {word} {limit:g})  {shown}", flush=True)
-
+    found = claims.Claims()
     with tempfile.TemporaryDirectory() as folder:
         small, large = write_set(Path(folder) / "small", **SMALL), write_set(Path(folder) / "large", **LARGE)
         times = against_webdataset(small, rounds)
         for name, limit in (("raw", RAW), ("decoded", DECODED)):
             ratio = times[f"webdataset {name}"] / times[f"ours {name}"]
-            shown = {form: value for form, value in times.items() if form.endswith(name)}
-            claim(f"{name} samples per CPU second, ours / webdataset", ratio, limit, least=True, times=shown)
+            figures = {f"{form.split()[0]}_us": value * 1e6 for form, value in times.items() if form.endswith(name)}
+            found.add(f"{name} samples per CPU second, ours / webdataset", ratio, limit, least=True, **figures)
         times = against_readinto(large, rounds)
-        claim(
-            "features to PairSample, ours / readinto",
-            times["readinto"] / times["ours"],
-            FEATURES,
-            least=True,
-            times=times,
-        )
+        ratio = times["readinto"] / times["ours"]
+        figures = {f"{form}_us": value * 1e6 for form, value in times.items()}
+        found.add("features to PairSample per second, ours / readinto", ratio, FEATURES, least=True, **figures)
         times = first_batches(small, rounds)
-        claim("first batch, 99 % / 1 % of an epoch", times["99 %"] / times["1 %"], RESUME, least=False, times=times)
-    if "run" in options:
-        claim("share of a step waited for data", waiting(Path(options["run"])), WAIT, least=False, times={})
-    command = " ".join(["python", *sys.argv])
-    if "out" in options:
-        files.write_json(options["out"], {"command": command, "rows": rows})
-    print(f"command: {command}")
-    return 0 if all(row["met"] for row in rows) else 1
+        figures = {"early_ms": times["1 %"] * 1e3, "late_ms": times["99 %"] * 1e3}
+        found.add("first batch, 99 % / 1 % of an epoch", times["99 %"] / times["1 %"], RESUME, **figures)
+    if options["run"]:
+        found.add("share of a step waited for data", waiting(Path(options["run"])), WAIT)
+    return found.finish(options["out"])
 
 
 if __name__ == "__main__":

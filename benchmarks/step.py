@@ -19,6 +19,7 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch starts its threads
 
+import claims
 import numpy as np
 import torch
 from torch import nn
@@ -95,16 +96,11 @@ def rank_main(out: str, rounds: int, steps: int, overrides: list[str]) -> None:
 
 def main() -> int:
     """Start the ranks, print the result, write the file."""
-    options = {"shards": "", "out": "", "ranks": "2", "rounds": "12", "steps": "10"}
-    overrides = []
-    for argument in sys.argv[1:]:
-        name, _, value = argument.partition("=")
-        if name in options:
-            options[name] = value
-        else:
-            overrides.append(argument)
+    defaults = {"shards": "", "out": "", "ranks": "2", "rounds": "12", "steps": "10"}
+    overrides = [argument for argument in sys.argv[1:] if argument.partition("=")[0] not in defaults]
+    options = claims.options(defaults, [argument for argument in sys.argv[1:] if argument not in overrides])
     if not options["shards"]:
-        sys.exit(f"error: shards= must be given.\n{__doc__}")
+        claims.refuse("shards= must be given.")
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", options["ranks"]]
         command += [__file__, "rank", folder, options["rounds"], options["steps"]]
@@ -114,19 +110,17 @@ def main() -> int:
             sys.exit(f"error: {' '.join(command)} failed:\n{done.stderr[-3000:]}")
         times = np.array(files.read_json(Path(folder) / "times.json"))
     ratios = times[:, 0] / times[:, 1]
-    ratio = float(np.median(ratios))
-    print(f"{options['ranks']} rank(s), {len(times)} turns of {options['steps']} updates each, wall time of an update")
-    for name, column in (("ours", times[:, 0]), ("bare loop", times[:, 1])):
-        print(f"{name:<12}{np.median(column) * 1e3:8.1f} ms (min {column.min() * 1e3:.1f})")
-    verdict = "met" if ratio <= CLAIM else "NOT met"
-    print(f"ours / bare: {ratio:.3f} (quarters {np.quantile(ratios, 0.25):.3f}-{np.quantile(ratios, 0.75):.3f})")
-    print(f"claim of at most {CLAIM}: {verdict}")
-    command_text = " ".join(["python", *sys.argv])
-    print(f"command: {command_text}")
-    if options["out"]:
-        record = {"command": command_text, "ratio": ratio, "times": times.tolist(), "torch": torch.__version__}
-        files.write_json(options["out"], record)
-    return 0 if ratio <= CLAIM else 1
+    found = claims.Claims()
+    found.add(
+        f"wall time of an update on {options['ranks']} rank(s), ours / bare loop",
+        float(np.median(ratios)),
+        CLAIM,
+        quarter=float(np.quantile(ratios, 0.25)),
+        three_quarters=float(np.quantile(ratios, 0.75)),
+        ours_ms=float(np.median(times[:, 0]) * 1e3),
+        bare_ms=float(np.median(times[:, 1]) * 1e3),
+    )
+    return found.finish(options["out"], torch=torch.__version__)
 
 
 if __name__ == "__main__":
