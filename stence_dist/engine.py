@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from stence_dist import distributed
 from stence_dist.batch import PairBatch
@@ -197,6 +198,10 @@ def build(model: nn.Module, config: PretrainConfig, *, device: torch.device) -> 
         # DeepSpeed's initial broadcast cannot take either.
         assert parameter.ndim > 0, f"{name} has no dimension"
         assert parameter.is_contiguous(), f"{name} is not contiguous"
+    for module in model.modules():
+        # Draws come with the batch: torch's own would differ between the two passes of `_accumulate_cached` and
+        # between numbers of ranks.
+        assert not isinstance(module, _DropoutNd) or module.p == 0, f"{type(module).__name__} draws for itself"
     settings = deepspeed_config(config.engine, config.optimizer, world_size=distributed.world_size(), device=device)
     model.to(device)
     optimizer = _optimizer(parameter_groups(model, config.optimizer), config.optimizer)

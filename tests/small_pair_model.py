@@ -97,14 +97,23 @@ class SmallPairModel(nn.Module):
         )
 
 
-def configuration(stage: int, optimizer: OptimizerConfig | None = None, precision: str = "fp32") -> PretrainConfig:
+def configuration(
+    stage: int, optimizer: OptimizerConfig | None = None, precision: str = "fp32", negatives: str = "micro"
+) -> PretrainConfig:
     """G = 24 in two micro-batches, clipping that always acts, a learned temperature."""
     return PretrainConfig(
         run_dir="unused",
         data=DataConfig(shards="unused"),
         loss=LossConfig(learnable=True),
         optimizer=optimizer or AdamWConfig(scale_lr=1e-3),
-        engine=EngineConfig(GLOBAL_BATCH, ACCUMULATION, zero_stage=stage, precision=precision, gradient_clipping=0.05),
+        engine=EngineConfig(
+            GLOBAL_BATCH,
+            ACCUMULATION,
+            zero_stage=stage,
+            precision=precision,
+            gradient_clipping=0.05,
+            negatives=negatives,
+        ),
     )
 
 

@@ -85,6 +85,16 @@ def resumes(folder: Path, config: PretrainConfig) -> bool:
     return differed and equal and losses and contents(other) == contents(built)
 
 
+def not_finite(built: engine.Engine, config: PretrainConfig) -> dict[str, Any]:
+    """What an update says whose second micro-batch has a NaN on rank 1, and whether nothing has changed after it."""
+    share = micro_batches(global_batch(3), distributed.rank(), distributed.world_size())
+    if distributed.rank() == 1:
+        share[1].ecg[2] = math.nan
+    before, known = contents(built), known_counts(global_batch(3), config)
+    message = message_of(lambda: engine.train_step(built, share, step=3, total=4, known=known, config=config))
+    return {"nan": message, "kept": contents(built) == before}
+
+
 def stages(folder: Path) -> dict[str, Any]:
     """SGD, resume and a NaN on rank 1 at every ZeRO stage; then what ranks must agree on while saving and loading."""
     report: dict[str, Any] = {}
@@ -94,17 +104,9 @@ def stages(folder: Path) -> dict[str, Any]:
         report[f"losses{stage}"] = train(built, config, 0, 3, total=3)
         keep(folder / f"sgd{stage}.safetensors", built)
         report[f"resumes{stage}"] = resumes(folder / f"resume{stage}", configuration(stage))
-        share = micro_batches(global_batch(3), distributed.rank(), distributed.world_size())
-        if distributed.rank() == 1:
-            share[1].ecg[2] = math.nan
-        before = contents(built)
-        known = known_counts(global_batch(3), config)
-        report[f"nan{stage}"] = message_of(
-            lambda built=built, share=share, known=known, config=config: engine.train_step(
-                built, share, step=3, total=4, known=known, config=config
-            )
-        )
-        report[f"kept{stage}"] = contents(built) == before
+        report |= {f"{name}{stage}": value for name, value in not_finite(built, config).items()}
+        cached = configuration(stage, sgd(), negatives="accumulated")
+        report |= {f"cached_{name}{stage}": value for name, value in not_finite(built, cached).items()}
 
     config = configuration(2)
     built = build(config)
@@ -151,12 +153,17 @@ def fp16(folder: Path) -> dict[str, Any]:
     scaler = built.torch_autocast_z0_gradscaler
     losses = train(built, config, 0, 3, total=3)
     keep(folder / "fp16.safetensors", built)
+    cached = configuration(0, sgd(), precision="fp16", negatives="accumulated")
+    one_pool = build(cached)
     report = {
         "losses": losses,
+        "cached": train(one_pool, cached, 0, 3, total=3),
+        "cached_skipped": one_pool.skipped_steps,
         "scale": scaler.get_scale(),
         "skipped": built.skipped_steps,
         "steps": built.global_steps,
     }
+    keep(folder / "fp16_cached.safetensors", one_pool)
     save(folder / "fp16", built, 3)
     other = build(config, seed=1)
     checkpoint.load_newest(folder / "fp16", other)

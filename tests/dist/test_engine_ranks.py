@@ -59,10 +59,11 @@ def test_resume_at_the_same_size_is_bitwise(stage: int, stages: list[dict[str, A
 @pytest.mark.parametrize("stage", STAGES)
 def test_one_rank_s_nan_ends_all_before_the_update(stage: int, stages: list[dict[str, Any]]) -> None:
     """Both ranks raise the same error, which names the step and rank 1's sample; no weight has changed."""
-    assert stages[0][f"nan{stage}"] == stages[1][f"nan{stage}"]
-    assert stages[0][f"nan{stage}"].startswith("NonFiniteError: step 4: the loss on rank 1 on")
-    assert "not finite: 320." in stages[0][f"nan{stage}"]  # step 3, second micro-batch, rank 1's third row
-    assert all(report[f"kept{stage}"] for report in stages)
+    for kind in ("", "cached_"):
+        assert stages[0][f"{kind}nan{stage}"] == stages[1][f"{kind}nan{stage}"]
+        assert stages[0][f"{kind}nan{stage}"].startswith("NonFiniteError: step 4: the loss on rank 1 on")
+        assert "not finite: 320." in stages[0][f"{kind}nan{stage}"]  # the fourth batch, 2nd part, rank 1's third row
+        assert all(report[f"{kind}kept{stage}"] for report in stages)
 
 
 def test_two_ranks_hand_over_to_one(stages: list[dict[str, Any]], folder: Path) -> None:
@@ -104,16 +105,20 @@ def test_fp16_repeats_a_step_whose_gradient_overflows(tmp_path: Path) -> None:
     """
     ranks = reports("fp16", tmp_path, 2)
     losses, expected = plain(configuration(0, sgd()), 3)
+    cached_losses, cached_expected = plain(configuration(0, sgd(), negatives="accumulated"), 3)
     for report in ranks:
         assert report["skipped"] > 0, "nothing overflowed, so nothing was tried"
         assert report["scale"] == 65536 / 2 ** report["skipped"]
         assert report["steps"] == 3
         assert report["losses"] == pytest.approx(losses, rel=1e-2)
+        assert report["cached"] == pytest.approx(cached_losses, rel=1e-2)
+        assert report["cached_skipped"] > 0
         assert report["resumed_scale"] == report["scale"]
         assert report["same"]
         assert report["endless"].startswith("NonFiniteError: step 1")
         assert report["endless_skipped"] == 21
     assert distance(load_file(tmp_path / "fp16.safetensors"), expected) < 1e-2
+    assert distance(load_file(tmp_path / "fp16_cached.safetensors"), cached_expected) < 1e-2
 
 
 def test_bf16_trains_and_resumes(tmp_path: Path) -> None:
