@@ -36,7 +36,7 @@ class _InfoNce(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, ecg: Tensor, image: Tensor, logit_scale: Tensor, patient: Tensor) -> Tensor:
         tiles = Tiles(ecg, image, logit_scale, patient)
-        softmax = _TwoWaySoftmax(tiles, bounded=float(logit_scale) <= _BOUNDED_SCALE)
+        softmax = _TwoWaySoftmax(tiles, bounded=abs(float(logit_scale)) <= _BOUNDED_SCALE)
         ctx.save_for_backward(ecg, image, logit_scale)
         ctx.tiles, ctx.softmax = tiles, softmax
         return ((softmax.row + softmax.column[tiles.own]) / 2 - softmax.positive).mean()

@@ -153,10 +153,13 @@ def measure_on_test(
     test: LabelledRows,
     probabilities: Sequence[Floats],
 ) -> dict[str, Any]:
-    """`threshold` (from validation), `test`, `val`, the `age_sex` baseline, and `difference_to_age_sex`."""
+    """`threshold` (from validation), `test`, `val`, the baselines `age_sex` and `age_sex_val` beside them, and
+    `difference_to_age_sex`.
+    """
     on_val, on_test = probabilities
     threshold = choose_threshold(val.labels, on_val)
     counts = patient_counts(test.patient, config.bootstrap, config.seed)
+    val_counts = patient_counts(val.patient, config.bootstrap, config.seed)
     baseline = {part.split: age_sex_probabilities(fit, part, seed=config.seed) for part in (val, test)}
     return {
         "threshold": threshold,
@@ -166,14 +169,9 @@ def measure_on_test(
         },
         "val": {
             "prevalence": float(val.labels.mean()),
-            **measure(
-                val.labels,
-                on_val,
-                patient_counts(val.patient, config.bootstrap, config.seed),
-                threshold=None,
-                level=config.level,
-            ),
+            **measure(val.labels, on_val, val_counts, threshold=None, level=config.level),
         },
+        "age_sex_val": measure(val.labels, baseline["val"], val_counts, threshold=None, level=config.level),
         "age_sex": measure(
             test.labels,
             baseline["test"],

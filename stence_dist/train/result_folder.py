@@ -9,7 +9,7 @@ from typing import Any
 from stence_dist import files
 from stence_dist.config.load import to_dict, to_yaml
 from stence_dist.data.shards import ShardSet
-from stence_dist.train.run_folder import check_same_run, write_status
+from stence_dist.train.run_folder import check_same_run, environment, write_status
 
 logger = logging.getLogger("stence_dist")
 
@@ -50,7 +50,9 @@ def result_folder(folder: Path, purpose: str, identity: dict[str, Any]) -> Itera
 def describe(folder: Path, config: Any, identity: dict[str, Any], shards: ShardSet) -> None:
     """Write what the result is made from; call it once nothing can be refused any more."""
     files.write_text(folder / "config.yaml", to_yaml(config))
-    files.write_json(folder / "data.json", {"identity": identity, "shards": str(shards.folder.resolve())})
+    files.write_json(folder / "environment.json", environment())
+    described = {"identity": identity, "fingerprint": shards.fingerprint, "shards": str(shards.folder.resolve())}
+    files.write_json(folder / "data.json", described)
     write_status(folder, "running", 0, "")
 
 

@@ -153,7 +153,7 @@ class RunFolder:
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logger.addHandler(self._handler)
         files.write_text(self.folder / "config.yaml", to_yaml(config))
-        files.write_json(self.folder / "environment.json", _environment())
+        files.write_json(self.folder / "environment.json", environment())
         files.write_json(self.folder / "data.json", data)
         self._cut_metrics(step)
         self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1 if step else None)
@@ -215,8 +215,8 @@ def write_status(folder: Path, state: str, step: int, message: str) -> None:
     files.write_json(folder / "status.json", {"state": state, "step": step, "message": message})
 
 
-def _environment() -> dict[str, Any]:
-    """Versions, devices and the command: what someone needs to repeat the run."""
+def environment() -> dict[str, Any]:
+    """Versions, devices and the command: what someone needs to repeat a run."""
     packages = {}
     for name in ("stence_dist", "torch", "deepspeed", "numpy", "scipy", "numba", "webdataset", "hydra-core", "wfdb"):
         try:
