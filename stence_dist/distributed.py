@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import HashStore
 
-from stence_dist.errors import ConfigError, RefusedError
+from stence_dist.errors import EXIT_DONE, EXIT_STOPPED, ConfigError, RefusedError
 
 _SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
 
@@ -284,9 +284,10 @@ def finish(code: int) -> NoReturn:
     """End this rank now with `code`, all output flushed.
 
     gloo's threads sometimes abort an interpreter that falls off its end after correct results, so ranks leave by
-    `os._exit`; a rank that succeeded waits for its peers first.
+    `os._exit`. A rank that is done, or has stopped on request, waits for its peers first: launchers kill the others
+    when one leaves with anything but 0.
     """
-    if code == 0:
+    if code in (EXIT_DONE, EXIT_STOPPED):
         with contextlib.suppress(PeerLostError):
             barrier()
     sys.stdout.flush()
