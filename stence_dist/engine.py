@@ -269,8 +269,8 @@ def train_step(
     rates = learning_rates(step, total, config.optimizer)
     for group in engine.optimizer.param_groups:
         group["lr"] = rates[group["tower"]]
-    several_pools = config.engine.negatives == "micro" or len(micro_batches) == 1
-    accumulate = _accumulate if several_pools else _accumulate_cached
+    one_pool_of_several = config.engine.negatives == "accumulated" and len(micro_batches) > 1
+    accumulate = _accumulate_cached if one_pool_of_several else _accumulate
     for repeat in range(MOST_REPEATS + 1):
         terms, faulty, logit_scale = accumulate(engine, micro_batches, step, known, config, active)
         loss, contrastive, stenosis = _global_means(terms, faulty, step, micro_batches)
