@@ -1,6 +1,6 @@
 """Time, memory and traffic of the contrastive loss, forward and backward, against the dense gathered form.
 
-    python benchmarks/loss.py [out=loss.json] [rounds=20] [largest=16384]
+    python benchmarks/loss.py [out=loss.json] [rounds=50] [largest=16384]
 
 The dense form gathers both sides with gradient and takes cross entropies of two (B, G) matrices of logits: open_clip's
 `ClipLoss(local_loss=True, gather_with_grad=True)`, its own module where open_clip imports, else the same operations.
@@ -23,8 +23,10 @@ from unittest import mock
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch starts its threads
 
 import claims
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
@@ -33,6 +35,7 @@ from stence_dist.losses import tiles
 from stence_dist.losses.contrastive import contrastive_loss
 
 RANKS = 2
+WARM_UPS = 10
 Form = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 # (G, D, scale) -> the largest share of the dense form's wall time. Above a scale of 42 every exponential needs its
@@ -122,13 +125,13 @@ def time_rank(size: int, width: int, scale: int, rounds: int) -> dict[str, Any]:
     )
     repeats = max(1, 2048 // size)  # short calls are timed in groups
     spent: dict[str, list[tuple[float, float]]] = {"ours": [], "dense": []}
-    for turn in range(rounds + 3):
+    for turn in range(WARM_UPS + rounds):
         for label, form in (("ours", ours), ("dense", reference)):
             distributed.barrier()
             wall, cpu = time.perf_counter(), time.process_time()
             for _ in range(repeats):
                 once(form, values)
-            if turn >= 3:
+            if turn >= WARM_UPS:
                 spent[label].append(((time.perf_counter() - wall) / repeats, (time.process_time() - cpu) / repeats))
     sent = {label: traffic(form, values) for label, form in (("ours", ours), ("dense", dense))}
     return {"spent": spent, "apart": apart, "dense_form": name, "bytes": sent}
@@ -214,36 +217,31 @@ def rank_main(part: str, folder: str, *arguments: str) -> None:
     distributed.finish(0)
 
 
-def median(values: list[float]) -> float:
-    """The middle value."""
-    return float(torch.tensor(values, dtype=torch.float64).median())
+def spread(spent: NDArray[np.float64], label: str) -> dict[str, float]:
+    """Wall milliseconds of one form: the middle, the least, the tenth and the ninetieth percentile."""
+    wall = spent[..., 0] * 1e3
+    low, middle, high = np.quantile(wall, [0.1, 0.5, 0.9])
+    return {f"{label}_ms": middle, f"{label}_least": wall.min(), f"{label}_p10": low, f"{label}_p90": high}
 
 
 def main() -> int:
     """Measure everything, print the table, write the file."""
-    options = claims.options({"out": "", "rounds": "20", "largest": "16384"})
+    options = claims.options({"out": "", "rounds": "50", "largest": "16384"})
     rounds, largest = int(options["rounds"]), int(options["largest"])
     found = claims.Claims()
     for (size, width, scale), limit in TIMES.items():
         if size <= largest:
             reports = start("time", size, width, scale, rounds)
             what = f"G={size} D={width} scale={scale}"
-            turns = [(entry["ours"], entry["dense"]) for entry in (report["spent"] for report in reports)]
-            wall = {
-                label: median([pair[0] for turn in turns for pair in turn[place]])
-                for place, label in enumerate(("ours", "dense"))
-            }
-            cpu = {
-                label: median([pair[1] for turn in turns for pair in turn[place]])
-                for place, label in enumerate(("ours", "dense"))
-            }
+            # (ranks, rounds, wall and CPU seconds) of each form
+            mine, other = (np.array([report["spent"][label] for report in reports]) for label in ("ours", "dense"))
             found.add(
                 f"time, {what}, ours / dense",
-                wall["ours"] / wall["dense"],
+                float(np.median(mine[..., 0]) / np.median(other[..., 0])),
                 limit,
-                ours_ms=wall["ours"] * 1e3,
-                dense_ms=wall["dense"] * 1e3,
-                cpu_ratio=cpu["ours"] / cpu["dense"],
+                **spread(mine, "ours"),
+                **spread(other, "dense"),
+                cpu_ratio=float(np.median(mine[..., 1]) / np.median(other[..., 1])),
                 dense_form=reports[0]["dense_form"],
             )
             apart = max(report["apart"] for report in reports)

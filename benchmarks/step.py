@@ -32,6 +32,7 @@ from stence_dist.losses import pair_loss
 from stence_dist.models.pair_model import build_pair_model
 from stence_dist.targets import stenosis_labels
 from stence_dist.train import pretrain
+from stence_dist.train.plan import plan
 
 CLAIM = 1.03
 
@@ -72,7 +73,7 @@ def rank_main(out: str, rounds: int, steps: int, overrides: list[str]) -> None:
     quiet = [f"steps={total}", f"log_every={steps}", f"eval_every={10 * total}", f"save_every={10 * total}"]
     config = load(PretrainConfig, "pretrain", [*overrides, *quiet, f"run_dir={out}/run"])
     device = distributed.start(600)
-    prepared = pretrain.plan(config, device)
+    prepared = plan(config, device)
     run = pretrain._Run(prepared, device, Path(out) / "run")
     if distributed.rank() == 0:
         Path(out, "run").mkdir(parents=True)

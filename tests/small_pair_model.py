@@ -16,8 +16,9 @@ from stence_dist.config.engine import EngineConfig
 from stence_dist.config.loss import LossConfig
 from stence_dist.config.optimizer import AdamWConfig, OptimizerConfig, SgdConfig
 from stence_dist.config.pretrain import PretrainConfig
-from stence_dist.engine import learning_rates, parameter_groups
+from stence_dist.engine import parameter_groups
 from stence_dist.targets import STENOSIS_PARTS, stenosis_labels
+from stence_dist.train_step import learning_rates
 
 GLOBAL_BATCH, ACCUMULATION = 24, 2
 

@@ -31,6 +31,7 @@ LAYERS = {
     "phantom": 1,
     "checkpoint": 2,
     "engine": 2,
+    "train_step": 2,
     "zero_views": 2,
     "evaluate": 2,
     "embed": 3,

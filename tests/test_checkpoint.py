@@ -13,7 +13,7 @@ import torch
 from crashes import every_crash
 from small_pair_model import SmallPairModel, configuration, distance, global_batch, known_counts, micro_batches, sgd
 
-from stence_dist import checkpoint, distributed, engine, files, zero_views
+from stence_dist import checkpoint, distributed, engine, files, train_step, zero_views
 from stence_dist.checkpoint import Best, TrainState
 from stence_dist.config.optimizer import AdamWConfig, OptimizerConfig
 from stence_dist.errors import DataError
@@ -48,7 +48,7 @@ def train(built: engine.Engine, start: int, stop: int, optimizer: OptimizerConfi
     for step in range(start, stop):
         batch = global_batch(step)
         known = known_counts(batch, config)
-        result = engine.train_step(built, micro_batches(batch), step=step, total=TOTAL, known=known, config=config)
+        result = train_step.train_step(built, micro_batches(batch), step=step, total=TOTAL, known=known, config=config)
         losses.append(result.loss)
     return losses
 

@@ -21,7 +21,7 @@ from small_pair_model import (
     sgd,
 )
 
-from stence_dist import distributed, engine
+from stence_dist import distributed, engine, train_step
 from stence_dist.config.engine import EngineConfig
 from stence_dist.config.optimizer import AdamWConfig, SgdConfig
 from stence_dist.errors import ConfigError, RefusedError
@@ -46,7 +46,7 @@ def trained(stage: int, steps: int) -> tuple[list[float], dict[str, torch.Tensor
     for step in range(steps):
         batch = global_batch(step)
         known = known_counts(batch, config)
-        result = engine.train_step(built, micro_batches(batch), step=step, total=steps, known=known, config=config)
+        result = train_step.train_step(built, micro_batches(batch), step=step, total=steps, known=known, config=config)
         losses.append(result.loss)
     return losses, engine.full_state(built)
 
@@ -70,7 +70,7 @@ def test_result_names_what_the_step_did() -> None:
     built = engine.build(SmallPairModel(), config, device=CPU)
     batch = global_batch(0)
     known = known_counts(batch, config)
-    result = engine.train_step(built, micro_batches(batch), step=0, total=3, known=known, config=config)
+    result = train_step.train_step(built, micro_batches(batch), step=0, total=3, known=known, config=config)
     model = SmallPairModel().double()
     plain_loss(model, replace(batch, ecg=batch.ecg.double()), config).backward()
     norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
@@ -78,7 +78,7 @@ def test_result_names_what_the_step_did() -> None:
     assert result.grad_norm > config.engine.gradient_clipping
     assert result.loss == pytest.approx(result.contrastive + config.loss.stenosis_weight * result.stenosis)
     assert result.logit_scale == pytest.approx(math.exp(1.5))
-    rates = engine.learning_rates(0, 3, config.optimizer)
+    rates = train_step.learning_rates(0, 3, config.optimizer)
     assert (result.lr_ecg, result.lr_image) == (rates["ecg"], rates["image"])
 
 
@@ -92,7 +92,9 @@ def test_inactive_targets_are_as_unknown() -> None:
     labels[:, ~active] = float("nan")
     known = torch.stack([(~labels[:, part].isnan()).sum() for part in STENOSIS_PARTS])
     built = engine.build(SmallPairModel(), config, device=CPU)
-    result = engine.train_step(built, micro_batches(batch), step=0, total=1, known=known, config=config, active=active)
+    result = train_step.train_step(
+        built, micro_batches(batch), step=0, total=1, known=known, config=config, active=active
+    )
     logits = SmallPairModel().double()(replace(batch, ecg=batch.ecg.double())).stenosis_logits
     entropy = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels.nan_to_num(), reduction="none")
     means = [entropy[:, part][~labels[:, part].isnan()].mean() for part in STENOSIS_PARTS]
@@ -115,8 +117,8 @@ def test_non_finite_ends_the_step_before_the_update(stage: int, where: str) -> N
     if where == "loss":
         batch.ecg[20, 0, 0] = math.nan
     known = known_counts(batch, config)
-    with pytest.raises(engine.NonFiniteError, match=f"step 8: the {where}.*not applied.*[Ss]amples") as caught:
-        engine.train_step(built, micro_batches(batch), step=7, total=9, known=known, config=config)
+    with pytest.raises(train_step.NonFiniteError, match=f"step 8: the {where}.*not applied.*[Ss]amples") as caught:
+        train_step.train_step(built, micro_batches(batch), step=7, total=9, known=known, config=config)
     after = engine.full_state(built)
     assert all(torch.equal(before[name], after[name]) for name in before)
     if where == "loss":
@@ -126,15 +128,15 @@ def test_non_finite_ends_the_step_before_the_update(stage: int, where: str) -> N
 def test_rates_warm_up_then_fall_along_a_cosine() -> None:
     """Closed form: 10 steps of warm-up in 100, the peak, the cosine's half, the end."""
     config = AdamWConfig(ecg_lr=1.0, image_lr=0.5, scale_lr=0.1, warmup=0.1, final=0.2)
-    ecg = [engine.learning_rates(step, 100, config)["ecg"] for step in range(101)]
+    ecg = [train_step.learning_rates(step, 100, config)["ecg"] for step in range(101)]
     assert ecg[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
     assert ecg[10] == 1.0
     assert ecg[55] == pytest.approx(0.6)
     assert ecg[100] == pytest.approx(0.2)
     assert all(later <= earlier for earlier, later in itertools.pairwise(ecg[10:]))
-    assert engine.learning_rates(30, 100, config)["image"] == pytest.approx(0.5 * ecg[30])
-    assert engine.learning_rates(30, 100, config)["scale"] == pytest.approx(0.1 * ecg[30])
-    assert engine.learning_rates(0, 1, AdamWConfig(warmup=0.0))["ecg"] == AdamWConfig().ecg_lr
+    assert train_step.learning_rates(30, 100, config)["image"] == pytest.approx(0.5 * ecg[30])
+    assert train_step.learning_rates(30, 100, config)["scale"] == pytest.approx(0.1 * ecg[30])
+    assert train_step.learning_rates(0, 1, AdamWConfig(warmup=0.0))["ecg"] == AdamWConfig().ecg_lr
 
 
 def test_groups_split_towers_and_decay() -> None:

@@ -12,103 +12,24 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from tqdm import tqdm
 
-from stence_dist import checkpoint, distributed, files, seeds
+from stence_dist import checkpoint, distributed, files
 from stence_dist.config.pretrain import PretrainConfig
 from stence_dist.data.loader import PairReader, training_batches
-from stence_dist.data.order import batch_hash, global_batch
-from stence_dist.data.shards import SampleTable, ShardSet
-from stence_dist.engine import build, full_state, listed, resolve_precision, train_step
-from stence_dist.errors import CommonFailureError, ConfigError, DataError, RefusedError, StoppedError
+from stence_dist.engine import build, full_state
+from stence_dist.errors import CommonFailureError, RefusedError, StoppedError
 from stence_dist.models.ecg_tower import save_ecg_tower
 from stence_dist.models.pair_model import build_pair_model
 from stence_dist.profile import StepProfiler, span
-from stence_dist.targets import STENOSIS_PARTS, STENOSIS_TARGETS, stenosis_labels
-from stence_dist.train.run_folder import RunFolder, check_same_run, check_shared, identity, is_unused, write_status
-from stence_dist.train.validate import BEST_METRICS, Validation
+from stence_dist.targets import STENOSIS_TARGETS
+from stence_dist.train.plan import Plan, plan
+from stence_dist.train.run_folder import RunFolder, check_same_run, check_shared, is_unused, write_status
+from stence_dist.train.validate import Validation
+from stence_dist.train_step import listed, train_step
 
 logger = logging.getLogger("stence_dist")
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """What a run will do, known before any model is built. Equal on all ranks."""
-
-    config: PretrainConfig
-    shards: ShardSet
-    table: SampleTable
-    rows: NDArray[np.int64]  # (N,) rows of the training table that are pairs
-    study_rows: NDArray[np.int64]  # (N,) whose study each of them gets: its own, unless shuffle_pairs
-    labels: NDArray[np.float32]  # (N, 11), NaN = unknown or target not used
-    used_targets: NDArray[np.bool_]  # (11,) False where a target has one class only
-    total_steps: int
-    identity: dict[str, Any]
-
-    @property
-    def config_hash(self) -> str:
-        """Hash of everything that decides what the run computes."""
-        return files.sha256_json(self.identity)
-
-    def batch(self, step: int) -> tuple[str, tuple[int, int, int]]:
-        """(batch_hash, known labels in each part of the stenosis loss) of the global batch of `step`."""
-        _, ordinals = global_batch(step, self.config.engine.global_batch_size, len(self.rows), self.config.seed)
-        known = [int(np.count_nonzero(~np.isnan(self.labels[ordinals, part]))) for part in STENOSIS_PARTS]
-        return batch_hash(self.table.sample[self.rows[ordinals]]), (known[0], known[1], known[2])
-
-
-def plan(config: PretrainConfig, device: torch.device) -> Plan:
-    """Read the index, check that the run is possible, and fix its length. Raises RefusedError where it is not."""
-    config = dataclasses.replace(
-        config, engine=dataclasses.replace(config.engine, precision=resolve_precision(config.engine, device))
-    )
-    config.engine.micro_batch(distributed.world_size())
-    if config.best_metric not in BEST_METRICS:
-        raise ConfigError(
-            f"best_metric={config.best_metric} is not measured, or not better when larger. "
-            f"Use one of: {', '.join(BEST_METRICS)}."
-        )
-    shards = ShardSet.open(config.data.shards)
-    table = shards.table("train")
-    rows = np.flatnonzero(table.has_study)
-    for split, count in (("train", len(rows)), ("val", int(shards.table("val").has_study.sum()))):
-        if count < 2:
-            raise DataError(f"data.shards={config.data.shards}: {count} pairs in {split}; pretraining needs 2 or more.")
-    pairs_per_step = config.engine.global_batch_size
-    total = config.steps if config.steps is not None else math.ceil(config.epochs * len(rows) / pairs_per_step)
-    global_batch(0, pairs_per_step, len(rows), config.seed)  # refuses G > N
-    study_rows = _partners(table.patient[rows], rows, config.seed) if config.shuffle_pairs else rows
-    labels = stenosis_labels(table.segments[study_rows], config.targets, table.has_study[study_rows])
-    used = _used_targets(labels, config)
-    return Plan(
-        config=config,
-        shards=shards,
-        table=table,
-        rows=rows,
-        study_rows=study_rows,
-        labels=np.where(used, labels, np.nan).astype(np.float32),
-        used_targets=used,
-        total_steps=total,
-        identity=identity(config, total_steps=total, fingerprint=shards.fingerprint),
-    )
-
-
-def _used_targets(labels: NDArray[np.float32], config: PretrainConfig) -> NDArray[np.bool_]:
-    """(11,) targets with both classes. A one-class patient target is an error, another one leaves the loss."""
-    used = np.array([bool((column == 0).any() and (column == 1).any()) for column in labels.T])
-    if config.loss.stenosis_weight == 0:
-        return used
-    if not used[0]:
-        present = "positive" if (labels[:, 0] == 1).any() else "negative" if (labels[:, 0] == 0).any() else "unknown"
-        raise DataError(
-            f"Every training pair is {present} for the target patient, so the stenosis loss cannot learn it. Where "
-            "unreported segments are normal set targets.unreported=normal; otherwise lower targets.threshold or set "
-            "loss.stenosis_weight=0."
-        )
-    return used
 
 
 class StopRequest:
@@ -391,16 +312,3 @@ class _Run:
             self.profiler.close()
         self.bar.close()
         self.files.close()
-
-
-def _partners(patient: NDArray[np.int64], rows: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
-    """(N,) for each of `rows` the row whose study it gets instead: a cyclic shift in a seeded patient order.
-
-    patient (N,) of each row. Rows are ordered by shuffled patient, so a shift by the largest number of rows of one
-    patient never stays inside a patient.
-    """
-    unique, inverse, counts = np.unique(patient, return_inverse=True, return_counts=True)
-    order = np.argsort(seeds.generator(seed, "shuffle_pairs").permutation(len(unique))[inverse], kind="stable")
-    partners = np.empty_like(rows)
-    partners[order] = rows[np.roll(order, int(counts.max()))]
-    return partners

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from small_pair_model import SmallPairModel, configuration, global_batch, known_counts, micro_batches, sgd
 
-from stence_dist import checkpoint, distributed, engine, files, zero_views
+from stence_dist import checkpoint, distributed, engine, files, train_step, zero_views
 from stence_dist.checkpoint import TrainState
 from stence_dist.config.pretrain import PretrainConfig
 
@@ -34,7 +34,7 @@ def train(built: engine.Engine, config: PretrainConfig, start: int, stop: int, t
         batch = global_batch(step)
         share = micro_batches(batch, distributed.rank(), distributed.world_size())
         known = known_counts(batch, config)
-        losses.append(engine.train_step(built, share, step=step, total=total, known=known, config=config).loss)
+        losses.append(train_step.train_step(built, share, step=step, total=total, known=known, config=config).loss)
     return losses
 
 
@@ -61,7 +61,7 @@ def message_of(action: Callable[[], object]) -> str:
     """The text of the error that `action` raises."""
     try:
         action()
-    except (engine.NonFiniteError, checkpoint.SaveError) as error:
+    except (train_step.NonFiniteError, checkpoint.SaveError) as error:
         return f"{type(error).__name__}: {error}"
     return "no error"
 
@@ -91,7 +91,7 @@ def not_finite(built: engine.Engine, config: PretrainConfig) -> dict[str, Any]:
     if distributed.rank() == 1:
         share[1].ecg[2] = math.nan
     before, known = contents(built), known_counts(global_batch(3), config)
-    message = message_of(lambda: engine.train_step(built, share, step=3, total=4, known=known, config=config))
+    message = message_of(lambda: train_step.train_step(built, share, step=3, total=4, known=known, config=config))
     return {"nan": message, "kept": contents(built) == before}
 
 

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from gradient_cases import ACCUMULATION, STEPS, Case, batch_of, configuration_of, model_of
 from small_pair_model import known_counts, micro_batches
 
-from stence_dist import distributed, engine, losses, zero_views
+from stence_dist import distributed, engine, losses, train_step, zero_views
 from stence_dist.losses import contrastive_part, stenosis_part, tiles
 from stence_dist.targets import STENOSIS_PARTS
 
@@ -55,7 +55,7 @@ def as_wrong_as(name: str) -> Iterator[None]:
     }
     with ExitStack() as stack:
         if name:
-            for module in (engine, losses):
+            for module in (train_step, losses):
                 stack.enter_context(mock.patch.object(module, *replaced[name]))
         yield
 
@@ -88,7 +88,7 @@ def run(case: Case, folder: Path) -> None:
             batch = batch_of(case, step)
             share = micro_batches(batch, distributed.rank(), distributed.world_size(), ACCUMULATION)
             known = known_counts(batch, config)
-            engine.train_step(built, share, step=step, total=STEPS, known=known, config=config)
+            train_step.train_step(built, share, step=step, total=STEPS, known=known, config=config)
             if step == 0:
                 values |= {f"gradient|{name}": value for name, value in whole_gradients(built).items()}
     values |= {f"weight|{name}": value for name, value in engine.full_state(built).items()}

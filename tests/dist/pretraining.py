@@ -10,6 +10,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "launch" / "pretrain.py"
+SABOTAGED = Path(__file__).with_name("sabotaged_pretrain.py")  # the same, with a failure planted
 # Small enough for a test, with every part of the model in use.
 SMALL = [
     "embedding=16",

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from stence_dist import checkpoint, engine, files
+from stence_dist import checkpoint, files, train_step
 from stence_dist.data.loader import PairReader
 from stence_dist.errors import DataError
 from stence_dist.losses.tiles import Tiles
@@ -26,7 +26,7 @@ POINTS: dict[str, tuple[Any, str]] = {
     "load": (PairReader, "training_samples"),
     "forward": (PairModel, "forward"),
     "backward": (Tiles, "pull_back"),
-    "step": (engine, "_apply"),
+    "step": (train_step, "_apply"),
     "row": (run_folder.RunFolder, "row"),
     "part": (checkpoint, "save_file"),  # a rank's part of a checkpoint is written
     "json": (files, "write_json"),  # status, environment, or the manifest of a checkpoint
@@ -96,13 +96,13 @@ def sabotage(rank: str, point: str, call: str, action: str) -> None:
 
 def slow_down(pause_s: float) -> None:
     """Make every update take `pause_s` longer, so that others have time to join."""
-    apply = engine._apply
+    apply = train_step._apply
 
     def slowly(*arguments: Any) -> float:
         time.sleep(pause_s)
         return apply(*arguments)
 
-    engine._apply = slowly
+    train_step._apply = slowly
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from small_pair_model import SmallPairModel, configuration, distance, global_batch, known_counts, micro_batches, sgd
 from small_pair_model import plain_run as plain
 
-from stence_dist import checkpoint, distributed, engine
+from stence_dist import checkpoint, distributed, engine, train_step
 
 pytestmark = pytest.mark.dist
 STAGES = (0, 1, 2, 3)
@@ -78,7 +78,7 @@ def test_two_ranks_hand_over_to_one(stages: list[dict[str, Any]], folder: Path) 
     for step, expected in zip(range(2, 5), stages[0]["handover"], strict=True):
         batch = global_batch(step)
         known = known_counts(batch, config)
-        result = engine.train_step(built, micro_batches(batch), step=step, total=8, known=known, config=config)
+        result = train_step.train_step(built, micro_batches(batch), step=step, total=8, known=known, config=config)
         assert result.loss == pytest.approx(expected, rel=1e-5)
     assert distance(engine.full_state(built), load_file(folder / "handover.safetensors")) < 1e-5
 
@@ -147,6 +147,6 @@ def test_a_chain_of_sizes_and_stages_is_one_run(tmp_path: Path) -> None:
     for step in range(8):
         batch = global_batch(step)
         known = known_counts(batch, config)
-        result = engine.train_step(built, micro_batches(batch), step=step, total=8, known=known, config=config)
+        result = train_step.train_step(built, micro_batches(batch), step=step, total=8, known=known, config=config)
         assert losses[step] == pytest.approx(result.loss, rel=1e-5)
     assert distance(load_file(tmp_path / "chain.safetensors"), engine.full_state(built)) < 1e-5

@@ -1,8 +1,7 @@
-"""What goes wrong on one rank ends them all, soon, with one message; and kills at chosen places leave no trace."""
+"""What goes wrong on one rank ends them all, soon, with one message."""
 
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -13,11 +12,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from pretraining import SCRIPT, SMALL, environment, pretrain, rows, start
+from pretraining import SABOTAGED, SCRIPT, SMALL, environment, rows, start
 
 pytestmark = pytest.mark.dist
 
-SABOTAGED = Path(__file__).with_name("sabotaged_pretrain.py")
 RUN = [*SMALL, "steps=12", "engine.global_batch_size=12", "save_every=3", "eval_every=6", "engine.zero_stage=2"]
 HOST = os.uname().nodename
 
@@ -33,12 +31,12 @@ def fail(arguments: list[str], sabotage: str, timeout: float = 120) -> tuple[str
 
 
 FAILURES = [
-    ("1 load 5 bad_sample", ["error: cohort row 7 (train), patient 0123abcd: the ECG is damaged.", "step 5 of 12"]),
     ("1 step 4 out_of_memory", ["failed: MemoryError: no 3 GB left", "step 4 of 12, samples "]),
     ("0 part 2 full", ["SaveError", "OSError: [Errno 28] No space left", "step 6 of 12"]),
 ]
 if os.environ.get("SLOW"):
     FAILURES += [
+        ("1 load 5 bad_sample", ["error: cohort row 7 (train), patient 0123abcd: the ECG is damaged.", "step 5 of 12"]),
         ("1 forward 4 out_of_memory", ["failed: MemoryError: no 3 GB left", "step 4 of 12, samples "]),
         ("1 backward 4 out_of_memory", ["failed: MemoryError: no 3 GB left", "step 4 of 12, samples "]),
         ("0 commit 2 read_only", ["SaveError", "Read-only file system"]),
@@ -187,35 +185,3 @@ def test_ranks_that_do_not_fit_are_refused_at_once(small_shards: Path, tmp_path:
     status = json.loads((tmp_path / "run" / "status.json").read_text())
     assert status["state"] == "failed"
     assert status["message"].startswith("refused: engine.global_batch_size=13")
-
-
-# Where a rank may die in a run of 12 steps that saves every 3: (point, largest call number).
-KILL_AT = {"load": 12, "forward": 12, "backward": 12, "step": 12, "row": 12, "part": 4, "json": 6, "commit": 4}
-KILLS = 50 if os.environ.get("SLOW") else 4
-
-
-def test_kills_at_chosen_places_leave_no_trace(small_shards: Path, tmp_path: Path) -> None:
-    """kill -9 of one rank or all, at drawn calls of loading, forward, backward, update, logging and every part of a
-    save; then the same command: rows and final weights bitwise those of the undisturbed run.
-    """
-    draw = random.Random(4)
-    shards = f"data.shards={small_shards}"
-    whole, run = tmp_path / "whole", tmp_path / "run"
-    pretrain("torchrun", 2, [*RUN, shards, f"run_dir={whole}"])
-    hit = 0
-    for kill in range(KILLS):
-        point = list(KILL_AT)[kill % len(KILL_AT)] if KILLS > 4 else ("backward", "part", "commit", "row")[kill]
-        rank = "0" if point in ("row", "json", "commit") else draw.choice(["0", "1", "all"])
-        call = draw.randint(1, min(KILL_AT[point], 3) if run.exists() else KILL_AT[point])
-        process = start(
-            "torchrun", 2, [*RUN, shards, f"run_dir={run}"], script=SABOTAGED, SABOTAGE=f"{rank} {point} {call} kill"
-        )
-        process.communicate(timeout=120)
-        hit += process.returncode != 0
-        if process.returncode == 0 or kill == KILLS - 1:
-            pretrain("torchrun", 2, [*RUN, shards, f"run_dir={run}"])
-            assert rows(run) == rows(whole), (rank, point, call)
-            assert (run / "ecg_tower.safetensors").read_bytes() == (whole / "ecg_tower.safetensors").read_bytes()
-            assert json.loads((run / "status.json").read_text())["state"] == "finished"
-            run = tmp_path / f"run_{kill}"
-    assert hit >= KILLS * 0.8, "too few of the runs were killed"

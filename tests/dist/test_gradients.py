@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from small_pair_model import plain_loss
 from torch import Tensor
 
-from stence_dist.engine import learning_rates, parameter_groups
+from stence_dist.engine import parameter_groups
+from stence_dist.train_step import learning_rates
 
 pytestmark = pytest.mark.dist
 

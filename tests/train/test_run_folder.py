@@ -15,7 +15,7 @@ from stence_dist.config.load import load
 from stence_dist.config.pretrain import PretrainConfig
 from stence_dist.data.build import build
 from stence_dist.errors import ConfigError, DataError, RefusedError
-from stence_dist.train.pretrain import _partners, plan
+from stence_dist.train.plan import _partners, plan
 from stence_dist.train.run_folder import RunFolder, check_same_run, identity
 
 
