@@ -38,14 +38,15 @@ RANKS = 2
 WARM_UPS = 10
 Form = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
-# (G, D, scale) -> the largest share of the dense form's wall time. Above a scale of 42 every exponential needs its
-# maximum taken off first.
+# (G, D, scale) -> the largest share of the dense form's wall time. Above a scale of 60 the loss takes a constant off
+# the logits first.
 TIMES = {
     **{(size, 256, 5): 1.0 for size in (256, 512, 1024, 2048, 4096)},
+    **{(size, 1024, 5): 1.0 for size in (256, 1024, 4096)},
     (8192, 256, 5): 0.60,
+    (8192, 256, 100): 0.60,
     (8192, 512, 5): 0.65,
     (8192, 1024, 5): 0.72,
-    (8192, 256, 100): 1.0,
 }
 # (G, D) -> the largest share of the dense form's extra memory
 MEMORY = {(8192, 256): 0.30, (8192, 512): 0.30, (8192, 1024): 0.30, (16384, 256): 0.08}
@@ -98,10 +99,13 @@ def ours(ecg: Tensor, image: Tensor, scale: Tensor, patient: Tensor) -> Tensor:
 
 
 def inputs(rows: int, width: int, scale: float = 5.0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Related unit vectors (rows, width) twice, the scale, distinct patients; other ones on every rank."""
+    """Related unit vectors (rows, width) twice, the scale, distinct patients; other ones on every rank.
+
+    The sharper the scale, the less they have in common: a loss of 0 has no gradient to compare.
+    """
     random = torch.Generator().manual_seed(distributed.rank())
     ecg = torch.randn(rows, width, generator=random)
-    image = normalize(ecg + torch.randn(rows, width, generator=random), dim=1).requires_grad_()
+    image = normalize(min(1.0, 30 / scale) * ecg + torch.randn(rows, width, generator=random), dim=1).requires_grad_()
     patient = torch.arange(rows) + distributed.rank() * rows
     return normalize(ecg, dim=1).requires_grad_(), image, torch.tensor([float(scale)], requires_grad=True), patient
 
@@ -245,7 +249,8 @@ def main() -> int:
                 dense_form=reports[0]["dense_form"],
             )
             apart = max(report["apart"] for report in reports)
-            found.add(f"largest difference of loss and gradients, {what}", apart, SAME)
+            # Rounding grows with the logits.
+            found.add(f"largest difference of loss and gradients, {what}", apart, SAME * max(1, scale / 20))
             sent = reports[0]["bytes"]
             found.add(f"bytes of the collectives, {what}, ours / dense", sent["ours"] / sent["dense"], TRAFFIC)
     for (size, width), limit in MEMORY.items():

@@ -81,7 +81,7 @@ def save(folder: Path, engine: Engine, state: TrainState, *, best: Best | None, 
     def prepare() -> None:
         if distributed.rank() == 0:
             folder.mkdir(parents=True, exist_ok=True)
-            _sweep(folder)
+            files.sweep(folder)
             temporary.mkdir()
 
     def commit() -> None:
@@ -99,8 +99,7 @@ def save(folder: Path, engine: Engine, state: TrainState, *, best: Best | None, 
         _together(commit)
     except SaveError:
         if distributed.rank() == 0:
-            with contextlib.suppress(OSError):
-                _sweep(folder)
+            files.sweep(folder)
         raise
     if distributed.rank() == 0:
         _settle(folder, state.step, best, keep_last)
@@ -177,12 +176,6 @@ def _manifest_body(
     }
 
 
-def _sweep(folder: Path) -> None:
-    """Remove what an interrupted save or removal left."""
-    for leftover in (*folder.glob(f"{files.TEMPORARY_PREFIX}*"), *folder.glob(".trash-*")):
-        files.remove_tree(leftover)
-
-
 def _settle(folder: Path, step: int, best: Best | None, keep_last: int) -> None:
     """Make the new checkpoint's name durable, then remove those beyond retention. Failures are only logged: the
     checkpoint is there.
@@ -226,7 +219,10 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 def _check_sizes(path: Path, parts: list[dict[str, Any]]) -> None:
     for part in parts:
         file = path / part["file"]
-        size = file.stat().st_size if file.is_file() else -1
+        try:
+            size = file.stat().st_size
+        except OSError:
+            size = -1
         if size != part["bytes"]:
             raise DataError(f"{file} is missing" if size < 0 else f"{file} has {size} of {part['bytes']} bytes")
 
@@ -246,22 +242,6 @@ def _none_whole(folder: Path, reasons: list[str]) -> DataError:
     )
     error.quiet = distributed.rank() != 0  # all ranks have agreed on it
     return error
-
-
-def peek_newest(folder: Path) -> TrainState | None:
-    """The state that the newest checkpoint names, None where there is none. Reads manifests only; not collective.
-
-    Raises DataError where checkpoints are there, but none with a readable manifest and all its parts.
-    """
-    reasons = []
-    for path in _committed(folder):
-        try:
-            return TrainState(**_read_manifest(path)["state"])
-        except DataError as error:
-            reasons.append(str(error))
-    if reasons:
-        raise _none_whole(folder, reasons)
-    return None
 
 
 def _agree_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
@@ -328,7 +308,11 @@ def load_newest(folder: Path, engine: Engine) -> Loaded | None:
         return None
     path, manifest = newest
     zero_views.initialize_states(engine)
-    pieces = _pieces(path, manifest, engine)
+    try:
+        pieces = _pieces(path, manifest, engine)
+    except DataError as error:
+        error.quiet = distributed.rank() != 0  # all ranks read one manifest
+        raise
     with contextlib.ExitStack() as stack:
         readers = [
             stack.enter_context(safe_open(path / part["file"], framework="pt", device="cpu"))

@@ -10,7 +10,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, NoReturn
 
@@ -19,9 +19,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import HashStore
 
+from stence_dist import launchers
 from stence_dist.errors import EXIT_DONE, EXIT_STOPPED, ConfigError, RefusedError
 
-_SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
+# How gloo says that a connection broke or timed out; it has no exception of its own.
+_GLOO_LOSSES = ("third_party/gloo", "Connection closed by peer", "Connection reset by peer", "Operation timed out")
 
 
 class PeerLostError(RuntimeError):
@@ -30,45 +32,18 @@ class PeerLostError(RuntimeError):
     @classmethod
     def of(cls, error: BaseException) -> "PeerLostError":
         """What a back end's `error` means."""
-        lost = cls(f"rank {rank()} lost its peers: {str(error).splitlines()[0][:200]}")
+        lost = cls(f"rank {rank()} lost its peers: {next(iter(str(error).splitlines()), type(error).__name__)[:200]}")
         lost.__cause__ = error
         return lost
 
 
 def means_lost_peer(error: BaseException) -> bool:
     """True for the errors by which gloo and NCCL say that a connection broke or timed out, whoever called them."""
-    return isinstance(error, (dist.DistError, PeerLostError)) or (
-        isinstance(error, RuntimeError) and "third_party/gloo" in str(error)
-    )
-
-
-def map_slurm(environment: Mapping[str, str]) -> dict[str, str]:
-    """RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT for ranks that `srun` started itself.
-
-    Empty where a launcher has set RANK or where this is no Slurm step with several tasks. The address is the
-    first node of SLURM_STEP_NODELIST, the port is derived from the job's number.
-    """
-    if "RANK" in environment or int(environment.get("SLURM_NTASKS", "1")) < 2 or "SLURM_PROCID" not in environment:
-        return {}
-    mapped = {name: environment[source] for name, source in _SLURM.items()}
-    nodes = environment.get("SLURM_STEP_NODELIST", environment.get("SLURM_NODELIST", "127.0.0.1"))
-    mapped["MASTER_ADDR"] = environment.get("MASTER_ADDR", _first_node(nodes))
-    port = 20000 + int(environment.get("SLURM_JOB_ID", "0")) % 20000
-    mapped["MASTER_PORT"] = environment.get("MASTER_PORT", str(port))
-    return mapped
-
-
-def _first_node(nodes: str) -> str:
-    """The first host of a Slurm node list, e.g. `gpu[03-05,9],x1` -> `gpu03`."""
-    head, bracket, rest = nodes.partition("[")
-    if not bracket or "," in head:
-        return nodes.split(",")[0]
-    return head + rest.split("]")[0].split(",")[0].split("-")[0]
-
-
-def launched() -> bool:
-    """True where a launcher (torchrun, deepspeed, srun) started this process as one of several ranks."""
-    return "RANK" in os.environ
+    if isinstance(error, PeerLostError):
+        return True
+    if isinstance(error, dist.DistError):
+        return "out of memory" not in str(error)
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _GLOO_LOSSES)
 
 
 def start(timeout_s: float) -> torch.device:
@@ -77,7 +52,7 @@ def start(timeout_s: float) -> torch.device:
     Plain `python` makes a group of one, without a port. Raises ConfigError where there are more ranks than GPUs on a
     node that has GPUs.
     """
-    os.environ.update(map_slurm(os.environ))
+    os.environ.update(launchers.map_slurm(os.environ))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cpu")
     if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu":
@@ -90,7 +65,7 @@ def start(timeout_s: float) -> torch.device:
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
     timeout = timedelta(seconds=timeout_s)
-    if launched():
+    if launchers.launched(os.environ):
         _end_with_parent()
         dist.init_process_group(backend, timeout=timeout)
     else:
@@ -147,10 +122,12 @@ def barrier() -> None:
 
 @contextlib.contextmanager
 def _peers() -> Any:
-    """Turn a collective's failure into PeerLostError, so that only the rank at fault explains itself."""
+    """Turn a lost connection into PeerLostError, so that only the rank at fault explains itself."""
     try:
         yield
-    except (dist.DistError, RuntimeError) as error:
+    except RuntimeError as error:
+        if not means_lost_peer(error):
+            raise
         raise PeerLostError.of(error) from error
 
 
@@ -243,12 +220,6 @@ def agree(value: str, what: str) -> None:
             f"The ranks do not agree on {what} (rank {rank()} has {value[:80]}). Start every rank with the same "
             "command, code and files."
         )
-
-
-def vote(success: bool) -> bool:
-    """True where every rank votes True."""
-    flag = torch.tensor([int(success)], dtype=torch.int32, device=collective_device())
-    return bool(all_reduce_min(flag))
 
 
 def refuse_together(check: Callable[[], None]) -> None:

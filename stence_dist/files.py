@@ -13,6 +13,7 @@ import os
 import secrets
 import shutil
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import numpy as np
 from stence_dist.errors import DataError, RefusedError
 
 TEMPORARY_PREFIX = ".tmp-"
+TRASH_PREFIX = ".trash-"
 
 
 def sync_folder(folder: Path) -> None:
@@ -79,6 +81,8 @@ def read_json(path: Path | str) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{path} does not exist.") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}).") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DataError(f"{path} is not valid JSON ({error}); it may be truncated. Make it again.") from None
 
@@ -106,11 +110,21 @@ def sha256_json(value: Any) -> str:
 
 
 def remove_tree(folder: Path) -> None:
-    """Remove a folder so that no reader ever meets it half-removed: rename away, then delete."""
-    doomed = folder.parent / f".trash-{folder.name}-{secrets.token_hex(4)}"
+    """Remove a folder so that no reader ever meets it half-removed: rename away, then delete.
+
+    What cannot be deleted stays under its new name, which begins with TRASH_PREFIX.
+    """
+    doomed = folder.parent / f"{TRASH_PREFIX}{folder.name}-{secrets.token_hex(4)}"
     os.rename(folder, doomed)
     sync_folder(folder.parent)
     shutil.rmtree(doomed, ignore_errors=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what an interrupted write or removal left in `folder`, where it lets itself be removed."""
+    for prefix in (TEMPORARY_PREFIX, TRASH_PREFIX):
+        for leftover in folder.glob(f"{prefix}*"):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 class FolderLock:
@@ -124,8 +138,8 @@ class FolderLock:
         self.purpose = purpose
         self._descriptor: int | None = None
 
-    def acquire(self) -> "FolderLock":
-        """Take the lock or raise RefusedError naming who has it."""
+    def acquire(self, patience_s: float = 0.0) -> "FolderLock":
+        """Take the lock, within `patience_s` seconds, or raise RefusedError naming who has it."""
         import fcntl
 
         try:
@@ -135,16 +149,27 @@ class FolderLock:
             raise RefusedError(
                 f"{self.path.parent} cannot be written to as a folder ({error.strerror}). Choose another one."
             ) from None
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            holder = os.read(descriptor, 4096).decode(errors="replace").strip() or "an unknown process"
-            os.close(descriptor)
-            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                raise
-            raise RefusedError(
-                f"{self.path.parent} is in use by {holder}. Wait until it ends, stop it, or choose another folder."
-            ) from None
+        deadline = time.monotonic() + patience_s
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                taken = error.errno in (errno.EWOULDBLOCK, errno.EACCES)
+                if taken and time.monotonic() < deadline:
+                    time.sleep(0.5)
+                    continue
+                holder = os.read(descriptor, 4096).decode(errors="replace").strip() or "an unknown process"
+                os.close(descriptor)
+                if taken:
+                    raise RefusedError(
+                        f"{self.path.parent} is in use by {holder}. Wait until it ends, stop it, or choose another "
+                        "folder."
+                    ) from None
+                raise RefusedError(
+                    f"{self.path.parent} cannot be locked ({error.strerror}). Choose a folder on a file system with "
+                    "locks (flock), or have it mounted with them."
+                ) from None
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"{self.purpose}, process {os.getpid()} on {socket.gethostname()}\n".encode())
         self._descriptor = descriptor

@@ -19,7 +19,8 @@ SPANS = ("data_wait", "forward", "loss", "backward", "optimizer", "validation", 
 SKIPPED_STEPS, WARMUP_STEPS, PROFILED_STEPS = 5, 2, 10
 
 _PREFIX = "stence_dist:"
-_COLLECTIVES = ("gloo:", "nccl:")  # how the back ends name their own work
+# How the back ends name their own work; NCCL's is what its kernels do, not the call that only enqueues them.
+_COLLECTIVES = ("gloo:", "ncclDevKernel", "ncclKernel")
 
 
 @contextlib.contextmanager
@@ -65,7 +66,8 @@ class StepProfiler:
             profiler.export_chrome_trace(str(temporary))
         if distributed.rank() == 0:
             # On CUDA every span comes a second time, as the device saw it.
-            here = [event for event in profiler.events() if event.device_type.name == "CPU"]
+            everything = profiler.events()
+            here = [event for event in everything if event.device_type.name == "CPU" or event.name.startswith("nccl")]
             events = [(event.name, event.time_range.start / 1e6, event.time_range.end / 1e6) for event in here]
             rows = [{"step": self._first + number, **row} for number, row in enumerate(step_table(events), start=1)]
             files.write_text(self.folder / "steps.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
@@ -75,7 +77,8 @@ class StepProfiler:
 def step_table(events: Sequence[tuple[str, float, float]]) -> list[dict[str, float]]:
     """Seconds by part for every profiled step, from events (name, start, end) of one rank, all threads."""
     rows = []
-    for _, start, end in sorted(event for event in events if event[0].startswith("ProfilerStep")):
+    steps = [(start, end) for name, start, end in events if name.startswith("ProfilerStep")]
+    for start, end in sorted(steps):
         inside = [(name, low, high) for name, low, high in events if start <= low < end]
         row = {"total_s": end - start}
         for name in SPANS:

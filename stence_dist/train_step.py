@@ -89,6 +89,7 @@ def train_step(
             break
         # DeepSpeed counts a step that the loss scaler skipped; the schedule and the data order do not.
         engine.global_steps -= 1
+        engine.global_samples -= config.engine.global_batch_size
         engine.skipped_steps += 1
         scale = engine.torch_autocast_z0_gradscaler.get_scale()
         logger.warning("step %d: the gradient overflowed in fp16; repeat %d at scale %g", step + 1, repeat + 1, scale)

@@ -22,6 +22,7 @@ LAYERS = {
     "ecg": 0,
     "errors": 0,
     "files": 0,
+    "launchers": 0,
     "profile": 0,
     "seeds": 0,
     "targets": 0,

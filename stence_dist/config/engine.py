@@ -20,7 +20,6 @@ class EngineConfig:
     precision: str = key("auto (bf16 on a GPU, fp32 on CPU) | fp32 | bf16 | fp16 (stage 0 only)", "auto")
     gradient_clipping: float = key("largest gradient norm; 0 = off", 1.0)
     timeout_s: float = key("seconds after which a collective that a rank does not join ends the run", 600.0)
-
     profile: bool = key("profile ten steps: RUN/profile/ gets a trace per rank and a table of where time went", False)
 
     def __post_init__(self) -> None:
@@ -45,6 +44,14 @@ class EngineConfig:
             )
         if self.negatives not in ("micro", "accumulated"):
             raise ConfigError(f"engine.negatives={self.negatives} is not known. Use micro or accumulated.")
+        if self.pool < 2:
+            raise ConfigError(
+                f"engine.accumulation={self.accumulation} leaves engine.global_batch_size={self.global_batch_size} "
+                "micro-batches of one pair, which has no negative. Use engine.negatives=accumulated, or less "
+                "accumulation."
+            )
+        if self.timeout_s <= 0:
+            raise ConfigError(f"engine.timeout_s={self.timeout_s}. Use seconds above 0, e.g. 600.")
         if self.gradient_clipping < 0:
             raise ConfigError(f"engine.gradient_clipping={self.gradient_clipping}. Use 0 (off) or more.")
 

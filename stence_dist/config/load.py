@@ -24,6 +24,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from stence_dist import launchers
 from stence_dist.config.ecg_encoder import ResNetConfig
 from stence_dist.config.image_tower import PixelsConfig, TokensConfig
 from stence_dist.config.optimizer import AdamWConfig, SgdConfig
@@ -61,8 +62,8 @@ def run(config_class: type[C], verb: str, main: Callable[[C], int | None]) -> No
 
 
 def _guarded(config_class: type[C], verb: str, main: Callable[[C], int | None]) -> int:
-    rank = int(os.environ.get("RANK", "0"))
-    where = f"rank {rank}: " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+    rank, world_size = launchers.place(os.environ)
+    where = f"rank {rank}: " if world_size > 1 else ""
     logging.basicConfig(
         level=logging.INFO if rank == 0 else logging.WARNING, format=f"{where}%(message)s", stream=sys.stderr
     )

@@ -1,18 +1,21 @@
 """Symmetric InfoNCE over all ranks, exact, in memory that does not hold the matrix of logits."""
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from stence_dist.distributed import all_reduce_max, all_reduce_sum
+from stence_dist.distributed import all_reduce_max, all_reduce_sum, world_size
 from stence_dist.losses.tiles import Tiles
 
-# Up to this scale the logits of unit vectors, and the sums of their exponentials, need no maximum taken off first:
-# exp(42) times any number of columns and exp(-42) are both far inside float32. No round temperature is 1/42, so that
-# ranks never disagree by a rounding on which side they are.
-_BOUNDED_SCALE = 42.0
+# The logits of unit vectors lie within the scale s. Taken off by a constant, all that is above s - 60 keeps the sums
+# of their exponentials, over any number of columns, inside float32: exp(60) below, and what is less than exp(-87)
+# vanishes beside a sum of _LEAST_SUM or more. Only a row or column whose every logit lies 55 or more below that
+# constant needs a maximum of its own.
+_HEADROOM = 60
+_LEAST_SUM = 1e-24
 
 
 def contrastive_loss(ecg: Tensor, image: Tensor, logit_scale: Tensor, *, patient: Tensor) -> Tensor:
@@ -25,7 +28,8 @@ def contrastive_loss(ecg: Tensor, image: Tensor, logit_scale: Tensor, *, patient
     scale this loss by the number of ranks: the temperature's gradient, which no gather touches, would take the factor.
 
     Each rank computes its own rows of one matrix, ECG against image, and gathers images only; the columns' sums are
-    reduced over ranks. Backward makes the tiles again: 8 B G E operations, where gathering both sides takes 12.
+    reduced over ranks. Backward makes the tiles again, unless the matrix is small: 8 B G E operations, or 6, where
+    gathering both sides takes 12.
     """
     with torch.autocast(ecg.device.type, enabled=False):
         loss: Tensor = _InfoNce.apply(ecg, image, logit_scale, patient)  # type: ignore[no-untyped-call]
@@ -35,11 +39,11 @@ def contrastive_loss(ecg: Tensor, image: Tensor, logit_scale: Tensor, *, patient
 class _InfoNce(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, ecg: Tensor, image: Tensor, logit_scale: Tensor, patient: Tensor) -> Tensor:
-        tiles = Tiles(ecg, image, logit_scale, patient)
-        softmax = _TwoWaySoftmax(tiles, bounded=abs(float(logit_scale)) <= _BOUNDED_SCALE)
+        tiles = Tiles(ecg, image, logit_scale, patient, keep=True)
+        softmax = _TwoWaySoftmax(tiles, abs(float(logit_scale)))
         ctx.save_for_backward(ecg, image, logit_scale)
         ctx.tiles, ctx.softmax = tiles, softmax
-        return ((softmax.row + softmax.column[tiles.own]) / 2 - softmax.positive).mean()
+        return softmax.entropies.mean()
 
     @staticmethod
     @once_differentiable
@@ -53,52 +57,90 @@ class _InfoNce(torch.autograd.Function):
 
 
 class _TwoWaySoftmax:
-    """Log-sum-exp of every local row and of every column over all ranks, the rows' positive logits, and the gradient
-    that follows from them.
+    """The cross entropies of the local rows, and the gradient that follows from them.
+
+    One exponential per logit, above a constant, serves rows and columns. Where that would lose a row or a column, on
+    any rank, all ranks work with maxima instead.
+
+    entropies (B,): minus the logarithm of each positive's share of its row and of its column, their mean.
     """
 
-    def __init__(self, tiles: Tiles, *, bounded: bool) -> None:
-        self._tiles, self._bounded = tiles, bounded
+    def __init__(self, tiles: Tiles, scale: float) -> None:
+        self._tiles = tiles
         self._work: Tensor | None = None
-        start = 0.0 if bounded else float("-inf")
-        row, column = tiles.rows.new_full((len(tiles.rows),), start), tiles.rows.new_full((len(tiles.columns),), start)
-        self.positive = tiles.rows.new_empty(len(tiles.rows))
+        self._offset = max(0, math.ceil(scale) - _HEADROOM)
+        self._summed = self._sum()
+        if not self._summed:
+            self._sum_by_maxima()
+
+    def _sum(self) -> bool:
+        """Rows and columns from sums of exponentials; False on all ranks where any rank cannot have them so."""
+        tiles = self._tiles
+        row, column = tiles.rows.new_zeros(len(tiles.rows)), tiles.rows.new_zeros(len(tiles.columns))
+        positive = torch.empty_like(row)  # above the offset, and its exponential
+        share = torch.empty_like(row)
+        for rows, columns in tiles:
+            paired = tiles.paired(rows, columns)
+            tile = self._above_offset(rows, columns)
+            positive[paired] = tiles.diagonal(tile, rows, columns)
+            tile = tiles.hide(tile.exp_(), rows, columns, 0.0)
+            share[paired] = tiles.diagonal(tile, rows, columns)
+            row[rows] += tile.sum(dim=1)
+            column[columns] += tile.sum(dim=0)
+        # Two more sums, so that all ranks see the same: rows that are lost here, and the offset, which another
+        # processor may have rounded to another number.
+        lost = (~((row >= _LEAST_SUM) & row.isfinite())).sum()
+        sums = all_reduce_sum(torch.cat([column, torch.stack([lost.to(column), column.new_tensor(self._offset)])]))
+        column, (any_lost, offsets) = sums[:-2], sums[-2:].tolist()
+        self._row, self._column = row.reciprocal(), column.reciprocal()
+        # By the quotient a well-matched pair's entropy is exact; for a hopeless one it would overflow.
+        within_row, within_column = (
+            torch.where(positive > -10, (whole / share).log(), whole.log() - positive)
+            for whole in (row, column[tiles.own])
+        )
+        self.entropies = (within_row + within_column) / 2
+        complete = bool(((column >= _LEAST_SUM) & column.isfinite()).all())
+        return complete and any_lost == 0 and offsets == self._offset * world_size()
+
+    def _above_offset(self, rows: slice, columns: slice) -> Tensor:
+        tile = self._tiles.logits(rows, columns)
+        return tile.sub_(self._offset) if self._offset else tile
+
+    def _sum_by_maxima(self) -> None:
+        """Rows and columns from log-sum-exps of their own, which hold for any logits."""
+        tiles, lowest = self._tiles, float("-inf")
+        row = tiles.rows.new_full((len(tiles.rows),), lowest)
+        column = tiles.rows.new_full((len(tiles.columns),), lowest)
+        positive = torch.empty_like(row)
         for rows, columns in tiles:
             tile = tiles.logits(rows, columns)
-            # From the tile itself: computed apart it would round otherwise than the sums that it is part of.
-            self.positive[tiles.paired(rows, columns)] = tiles.diagonal(tile, rows, columns)
-            tile = self._finished(tile, rows, columns)
-            if bounded:
-                row[rows] += tile.sum(dim=1)
-                column[columns] += tile.sum(dim=0)
-            else:
-                row[rows] = torch.logaddexp(row[rows], tile.logsumexp(dim=1))
-                column[columns] = torch.logaddexp(column[columns], tile.logsumexp(dim=0))
-        self._kept = tile if tiles.single else None
-        if bounded:
-            self.row, self.column = row.log(), all_reduce_sum(column).log()
-        else:
-            largest = all_reduce_max(column)  # hidden logits are -inf, so it does not see them
-            self.row, self.column = row, largest + all_reduce_sum((column - largest).exp()).log()
-
-    def _finished(self, tile: Tensor, rows: slice, columns: slice) -> Tensor:
-        """A tile's logits with hidden ones left out: their exponentials where they are bounded."""
-        if self._bounded:
-            return self._tiles.hide(tile.exp_(), rows, columns, 0.0)
-        return self._tiles.hide(tile, rows, columns, float("-inf"))
+            positive[tiles.paired(rows, columns)] = tiles.diagonal(tile, rows, columns)
+            tiles.hide(tile, rows, columns, lowest)  # no maximum sees hidden logits
+            row[rows] = torch.logaddexp(row[rows], tile.logsumexp(dim=1))
+            column[columns] = torch.logaddexp(column[columns], tile.logsumexp(dim=0))
+        largest = all_reduce_max(column)
+        self._row, self._column = row, largest + all_reduce_sum((column - largest).exp()).log()
+        self.entropies = (row + self._column[tiles.own]) / 2 - positive
 
     def gradient(self, rows: slice, columns: slice) -> Tensor:
         """The gradient of 2 B times the loss by one tile's logits, in memory that the next call takes again."""
-        tile = self._kept
-        if tile is None:
-            tile = self._finished(self._tiles.logits(rows, columns), rows, columns)
-        if self._work is None:
-            self._work = torch.empty_like(tile)
-        work = self._work[: tile.shape[0], : tile.shape[1]]
-        row, column = self.row[rows, None], self.column[None, columns]
-        if self._bounded:
-            torch.add((-row).exp(), (-column).exp(), out=work).mul_(tile)
+        tiles = self._tiles
+        row, column = self._row[rows, None], self._column[None, columns]
+        if self._summed:
+            if tiles.kept:
+                tile = tiles.tile(rows, columns)
+            else:
+                tile = tiles.hide(self._above_offset(rows, columns).exp_(), rows, columns, 0.0)
+            work = self._work_like(tile)
+            torch.add(row, column, out=work).mul_(tile)
         else:
-            torch.sub(tile, row, out=work).exp_().add_(tile.sub(column).exp_())
-        self._tiles.diagonal(work, rows, columns).sub_(2)
+            tile = tiles.hide(tiles.logits(rows, columns), rows, columns, float("-inf"))
+            work = self._work_like(tile)
+            torch.sub(tile, row, out=work).exp_().add_(tile.sub_(column).exp_())
+        tiles.diagonal(work, rows, columns).sub_(2)
         return work
+
+    def _work_like(self, tile: Tensor) -> Tensor:
+        if self._work is None:  # the first tile is as large as any
+            self._work = torch.empty_like(tile, memory_format=torch.contiguous_format)
+        return self._work[: tile.shape[0], : tile.shape[1]]

@@ -7,30 +7,29 @@ from torch import Tensor
 
 from stence_dist.distributed import active, all_gather, rank, reduce_scatter_sum
 
-# Largest tile by device: one that a core's cache holds, or one that fills a GPU (256 MB of float32).
-_LARGEST = {"cpu": (256, 4096), "cuda": (4096, 16384)}
+# By device: rows and columns of a tile, such that a core's cache holds it or that it fills a GPU (256 MB of float32);
+# and the largest matrix, in logits, that is kept for the backward rather than made again.
+_SIZES = {"cpu": (512, 4096, 2**23), "cuda": (4096, 16384, 2**26)}
 
 
 class Tiles:
     """Logits scale * rows @ columns.T, made on demand; rows are this rank's (B, E), columns gathered: (G, E).
 
     patient (B,) int64: a row and a column of one patient are hidden from each other, unless they are one pair.
+    With keep, a small matrix is held, all tiles together, and `kept` is True: `tile` gives what was left in it.
     """
 
-    def __init__(self, rows: Tensor, columns: Tensor, scale: Tensor, patient: Tensor) -> None:
+    def __init__(self, rows: Tensor, columns: Tensor, scale: Tensor, patient: Tensor, *, keep: bool = False) -> None:
         dtype = torch.promote_types(rows.dtype, torch.float32)
         self.rows, self.columns = rows.to(dtype) * scale.to(dtype), all_gather(columns).to(dtype)
         self.first = rank() * len(rows) if active() else 0  # the column of row 0's own pair
         self._patient, self._patients = patient, all_gather(patient)
         self._any_hidden = len(torch.unique(self._patients)) < len(self._patients)
-        height, width = _LARGEST["cpu" if rows.device.type == "cpu" else "cuda"]
-        self._shape = min(height, len(self.rows)), min(width, len(self.columns))
-        self._buffer = self.rows.new_empty(self._shape)
-
-    @property
-    def single(self) -> bool:
-        """True where one tile is the whole matrix."""
-        return self._shape == (len(self.rows), len(self.columns))
+        height, width, most_kept = _SIZES["cpu" if rows.device.type == "cpu" else "cuda"]
+        whole = len(self.rows), len(self.columns)
+        self._shape = min(height, whole[0]), min(width, whole[1])
+        self.kept = keep and whole[0] * whole[1] <= most_kept
+        self._buffer = self.rows.new_empty(whole if self.kept else self._shape)
 
     @property
     def own(self) -> slice:
@@ -45,9 +44,14 @@ class Tiles:
                 yield slice(top, min(top + height, len(self.rows))), slice(left, min(left + width, len(self.columns)))
 
     def logits(self, rows: slice, columns: slice) -> Tensor:
-        """One tile of logits, not hidden yet, in memory that the next call takes again."""
-        tile = self._buffer[: rows.stop - rows.start, : columns.stop - columns.start]
-        return torch.mm(self.rows[rows], self.columns[columns].T, out=tile)
+        """One tile of logits, not hidden yet, in memory that the next call takes again unless the matrix is kept."""
+        return torch.mm(self.rows[rows], self.columns[columns].T, out=self.tile(rows, columns))
+
+    def tile(self, rows: slice, columns: slice) -> Tensor:
+        """The memory of one tile, and what was left in it where the matrix is kept."""
+        if self.kept:
+            return self._buffer[rows, columns]
+        return self._buffer[: rows.stop - rows.start, : columns.stop - columns.start]
 
     def hide(self, tile: Tensor, rows: slice, columns: slice, value: float) -> Tensor:
         """The same tile, `value` written where row and column are of one patient but not one pair."""

@@ -15,17 +15,24 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from stence_dist import checkpoint, distributed, files
+from stence_dist import checkpoint, distributed, files, launchers
 from stence_dist.config.pretrain import PretrainConfig
 from stence_dist.data.loader import PairReader, training_batches
 from stence_dist.engine import build, full_state
-from stence_dist.errors import CommonFailureError, RefusedError, StoppedError
+from stence_dist.errors import CommonFailureError, DataError, RefusedError, StoppedError
 from stence_dist.models.ecg_tower import save_ecg_tower
 from stence_dist.models.pair_model import build_pair_model
 from stence_dist.profile import StepProfiler, span
 from stence_dist.targets import STENOSIS_TARGETS
 from stence_dist.train.plan import Plan, plan
-from stence_dist.train.run_folder import RunFolder, check_same_run, check_shared, is_unused, write_status
+from stence_dist.train.run_folder import (
+    RunFolder,
+    check_nothing_saved,
+    check_same_run,
+    check_shared,
+    is_unused,
+    write_status,
+)
 from stence_dist.train.validate import Validation
 from stence_dist.train_step import listed, train_step
 
@@ -56,11 +63,13 @@ def pretrain(config: PretrainConfig) -> None:
     _set_threads()
     folder = Path(config.run_dir)
     lock = files.FolderLock(folder, "pretrain")
-    finished = False
+    finished, accepted = False, False
+    run: _Run | None = None
 
     def check() -> None:
         nonlocal finished
-        lock.acquire()
+        # A restart by the launcher may meet the lock of a node that has just died; its peers wait in a collective.
+        lock.acquire(min(120.0, config.engine.timeout_s / 2) if launchers.restarts(os.environ) else 0.0)
         try:
             prepared = plan(config, device)
         except RefusedError as error:
@@ -69,14 +78,14 @@ def pretrain(config: PretrainConfig) -> None:
             raise
         finished = check_same_run(folder, prepared.identity) == "finished"
 
-    distributed.refuse_together(check)
-    if distributed.any_rank(finished):
-        logger.info("%s is finished already; nothing to do.", folder)
-        return
-    prepared = plan(config, device)
-    distributed.agree(prepared.config_hash, "the config and the shards")
-    run: _Run | None = None
     try:
+        distributed.refuse_together(check)
+        accepted = True
+        if distributed.any_rank(finished):
+            logger.info("%s is finished already; nothing to do.", folder)
+            return
+        prepared = plan(config, device)
+        distributed.agree(prepared.config_hash, "the config and the shards")
         if distributed.rank() == 0:
             write_status(folder, "running", 0, "starting")
         distributed.barrier()
@@ -89,19 +98,22 @@ def pretrain(config: PretrainConfig) -> None:
     except StoppedError:
         raise
     except (Exception, KeyboardInterrupt) as error:
+        if isinstance(error, RefusedError) and not accepted:
+            raise  # says everything itself, and the folder may be another run's
         if distributed.means_lost_peer(error) and not isinstance(error, distributed.PeerLostError):
             error = distributed.PeerLostError.of(error)
-        _account_for(error, run, folder)
+        _account_for(error, run, folder if accepted else None)
         raise error from error.__cause__
 
 
-def _account_for(error: BaseException, run: "_Run | None", folder: Path) -> None:
-    """Note on `error` where it happened, and say so in status.json, where the folder still takes it."""
+def _account_for(error: BaseException, run: "_Run | None", folder: Path | None) -> None:
+    """Note on `error` where it happened, and say so in status.json, where the folder is ours and still takes it."""
     place = run.place() if run else "at the start"
     if not isinstance(error, CommonFailureError):  # these say themselves whose failure it is
         place = f"rank {distributed.rank()} on {socket.gethostname()}, {place}"
     error.add_note(f"({place})")
-    if getattr(error, "quiet", False) or (isinstance(error, CommonFailureError) and distributed.rank() != 0):
+    repeated = getattr(error, "quiet", False) or (isinstance(error, CommonFailureError) and distributed.rank() != 0)
+    if repeated or folder is None:
         return
     with contextlib.suppress(OSError, RefusedError):  # a full disk must not hide what filled it
         there = files.read_json(folder / "status.json")
@@ -128,7 +140,7 @@ class _Run:
         self.stop = StopRequest(folder)
         self.best: checkpoint.Best | None = None
         self.validation = Validation(prepared.shards, self.config, prepared.rows)
-        self.waited_s, self.logged_at, self.logged_step = 0.0, time.perf_counter(), 0
+        self.waited_s, self.saved_s, self.logged_at, self.logged_step = 0.0, 0.0, time.perf_counter(), 0
         self.done = 0  # updates
         self.samples = torch.empty(0, dtype=torch.int64)  # of this rank, while an update is computed
 
@@ -144,6 +156,7 @@ class _Run:
         )
         self.engine = build(model, config, device=self.device)
         loaded = checkpoint.load_newest(self.path / "checkpoints", self.engine)
+        distributed.refuse_together(lambda: self._check_loaded(loaded))
         step = self.done = loaded.state.step if loaded else 0
         self.best = loaded.best if loaded else None
         self.files.open(config, self._data(), step=step)
@@ -192,6 +205,15 @@ class _Run:
         self.bar = tqdm(total=self.plan.total_steps, initial=step, unit="step", disable=quiet, dynamic_ncols=True)
         self.logged_step = step
         self.profiler = StepProfiler(self.path / "profile", step) if config.engine.profile else None
+
+    def _check_loaded(self, loaded: checkpoint.Loaded | None) -> None:
+        if loaded is None:
+            check_nothing_saved(self.path)
+        elif loaded.state != self._state(loaded.state.step):
+            raise DataError(
+                f"{loaded.path} belongs to another run: its config or its shards are not those of {self.path}. Put "
+                "this run's own checkpoints there, or choose another run_dir."
+            )
 
     def place(self) -> str:
         """Where the run is, for the message of what went wrong there."""
@@ -251,9 +273,9 @@ class _Run:
         now, steps = time.perf_counter(), done - self.logged_step
         rate = steps * self.config.engine.global_batch_size / (now - self.logged_at)
         row = {"step": done, **values, "batch_hash": batch_digest}
-        row |= {"samples_per_s": rate, "data_wait_s": self.waited_s / steps}
+        row |= {"samples_per_s": rate, "data_wait_s": self.waited_s / steps, "save_s": self.saved_s}
         self.files.row(row)
-        self.logged_at, self.logged_step, self.waited_s = now, done, 0.0
+        self.logged_at, self.logged_step, self.waited_s, self.saved_s = now, done, 0.0, 0.0
         self.bar.set_postfix(loss=f"{values['loss']:.4f}", samples_per_s=f"{rate:.0f}")
         if distributed.rank() == 0 and self.bar.disable:
             left = (self.plan.total_steps - done) * self.config.engine.global_batch_size / rate
@@ -268,13 +290,16 @@ class _Run:
 
     def _save(self, done: int) -> None:
         started = time.perf_counter()
-        self.files.sync()
         with span("save"):
+            self.files.sync()
             folder, state = self.path / "checkpoints", self._state(done)
             checkpoint.save(folder, self.engine, state, best=self.best, keep_last=self.config.keep_last)
+            self.files.status("running", done, saved_step=done)
+        stood_s = time.perf_counter() - started
+        self.saved_s += stood_s
+        self.logged_at += stood_s  # no part of the training rate
         if distributed.rank() == 0:
-            logger.info("step %d saved; training stood still for %.2f s", done, time.perf_counter() - started)
-        self.files.status("running", done)
+            logger.info("step %d saved; training stood still for %.2f s", done, stood_s)
 
     def _evaluate(self, done: int) -> bool:
         """Validate; True where this is the best model so far, whose tower is then written."""
@@ -282,7 +307,8 @@ class _Run:
         state = full_state(self.engine)
         self.evaluation_model.load_state_dict(state)
         metrics = self.validation.run(self.evaluation_model, self.device)
-        value = metrics[self.config.best_metric]
+        # One rank's value for all: another processor may round it to the other side of the best.
+        value = float(distributed.broadcast_bytes(repr(metrics[self.config.best_metric]).encode()))
         self.files.row({"step": done, "split": "val", **metrics, "evaluation_s": time.perf_counter() - started})
         if distributed.rank() == 0:
             logger.info("step %d %s %.4f", done, self.config.best_metric, value)

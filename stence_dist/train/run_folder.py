@@ -26,7 +26,7 @@ from torch.utils.tensorboard import SummaryWriter
 from stence_dist import distributed, files
 from stence_dist.config.load import to_dict, to_yaml
 from stence_dist.config.pretrain import PretrainConfig
-from stence_dist.errors import ConfigError, RefusedError
+from stence_dist.errors import ConfigError, DataError, RefusedError
 
 logger = logging.getLogger("stence_dist")
 
@@ -156,7 +156,7 @@ class RunFolder:
         files.write_json(self.folder / "environment.json", environment())
         files.write_json(self.folder / "data.json", data)
         self._cut_metrics(step)
-        self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1 if step else None)
+        self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1)
 
     def _cut_metrics(self, step: int) -> None:
         path = self.folder / "metrics.jsonl"
@@ -172,10 +172,10 @@ class RunFolder:
                 kept.append(line + "\n")
         files.write_text(path, "".join(kept))
 
-    def status(self, state: str, step: int, message: str = "") -> None:
+    def status(self, state: str, step: int, message: str = "", *, saved_step: int = 0) -> None:
         """Write status.json: state running | finished | stopped | failed."""
         if self.writes:
-            write_status(self.folder, state, step, message)
+            write_status(self.folder, state, step, message, saved_step=saved_step)
 
     def row(self, values: dict[str, Any]) -> None:
         """Append one row to metrics.jsonl and its numbers to TensorBoard; NaN becomes null."""
@@ -200,6 +200,7 @@ class RunFolder:
         if self.writes:
             with open(self.folder / "metrics.jsonl", "ab") as file:
                 os.fsync(file.fileno())
+            files.sync_folder(self.folder)
 
     def close(self) -> None:
         """Close the writers."""
@@ -210,9 +211,27 @@ class RunFolder:
             self._handler.close()
 
 
-def write_status(folder: Path, state: str, step: int, message: str) -> None:
-    """Write `folder/status.json` atomically."""
-    files.write_json(folder / "status.json", {"state": state, "step": step, "message": message})
+def write_status(folder: Path, state: str, step: int, message: str, *, saved_step: int = 0) -> None:
+    """Write `folder/status.json` atomically. It remembers the largest `saved_step`, that of a committed checkpoint."""
+    saved = max(saved_step, _saved_step(folder))
+    files.write_json(folder / "status.json", {"state": state, "step": step, "message": message, "saved_step": saved})
+
+
+def _saved_step(folder: Path) -> int:
+    try:
+        return int(files.read_json(folder / "status.json").get("saved_step", 0))
+    except DataError:
+        return 0
+
+
+def check_nothing_saved(folder: Path) -> None:
+    """Raise DataError where a run has committed a checkpoint before: none being there now, it would start again."""
+    saved = _saved_step(folder)
+    if saved:
+        raise DataError(
+            f"{folder} saved a checkpoint of step {saved}, and {folder / 'checkpoints'} holds none. Bring the folder "
+            "back, or choose another run_dir to start from step 0."
+        )
 
 
 def environment() -> dict[str, Any]:

@@ -41,6 +41,8 @@ CASES = {
     "one row per rank at W = 4": _case(4, 3, 0.1, torch.float64, seed=2),
     "sharp": _case(16, 12, 0.01, torch.float64, seed=3),
     "sharp float32": _case(16, 12, 0.01, torch.float32, seed=3),
+    # Above scale 60 sums of exponentials lose rows whose best logit is low: here some, and not on every rank.
+    "lost rows": _case(8, 8, 0.006, torch.float64, seed=13),
     "float32": _case(12, 8, 0.2, torch.float32, seed=0),
 }
 

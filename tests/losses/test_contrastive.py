@@ -83,16 +83,41 @@ def test_one_patient_alone_has_nothing_to_tell_apart() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_logits_are_float32_under_autocast(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("scale", [5.0, 50.0, 100.0])
+def test_logits_are_float32_under_autocast(scale: float, dtype: torch.dtype) -> None:
     """Inside bf16 autocast the loss is the float64 loss of the same inputs to 1e-5; bf16 logits would miss by 1e-2."""
     ecg, image, patient = _unit(16, 8, 0, dtype), _unit(16, 8, 1, dtype), torch.arange(16)
     expected = contrastive_loss(
-        ecg.double(), image.double(), torch.tensor([50.0], dtype=torch.float64), patient=patient
+        ecg.double(), image.double(), torch.tensor([scale], dtype=torch.float64), patient=patient
     )
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = contrastive_loss(ecg, image, torch.tensor([50.0]), patient=patient)
+        loss = contrastive_loss(ecg, image, torch.tensor([scale]), patient=patient)
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1.0, 42.0, 60.0, 61.0, 100.0, 1000.0, 10000.0])
+@pytest.mark.parametrize("related", [0.0, 1.0, 3.0])
+def test_no_scale_is_too_large(scale: float, related: float) -> None:
+    """Pairs that have nothing in common, related ones, matching ones: loss and gradients in float32 are as near to
+    float64 cross entropies as the rounding of logits of this size allows.
+    """
+    ecg = _unit(64, 16, 0)
+    image = normalize(_unit(64, 16, 1) + related * ecg, dim=1)
+    values = [ecg, image, torch.tensor([scale], dtype=torch.float64)]
+    exact = [value.clone().requires_grad_() for value in values]
+    logits = exact[2] * exact[0] @ exact[1].T
+    expected = 0.5 * (cross_entropy(logits, torch.arange(64)) + cross_entropy(logits.T, torch.arange(64)))
+    wanted = torch.autograd.grad(expected, exact)
+    single = [value.float().requires_grad_() for value in values]
+    loss = contrastive_loss(*single, patient=torch.arange(64))
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6, abs=2e-7 * max(scale / 10, 1))
+    found = torch.autograd.grad(loss, single)
+    # Of a gradient's size when nothing is learned: near 0 all that is left is what did not cancel.
+    for name, size, here, right in zip(
+        ("ecg", "image", "scale"), (scale / 8, scale / 8, 1), found, wanted, strict=True
+    ):
+        assert float((here.double() - right).norm()) <= 1e-6 * max(scale / 40, 1) * size, name
 
 
 def test_a_launcher_without_a_group_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
