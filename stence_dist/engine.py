@@ -137,17 +137,19 @@ def deepspeed_config(
 
 
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
-    """Optimizer groups by tower (`ecg`, `image`, `scale`, under the key `tower`) and weight decay, none of them empty.
+    """Optimizer groups by learning rate and weight decay, none of them empty; `tower` says whose rate a group follows.
 
-    Norms, biases and logit_scale are not decayed; frozen parameters are left out.
+    Norms, biases and logit_scale are not decayed; frozen parameters are left out. Towers of one rate share a group:
+    ZeRO takes a norm and gathers weights over all ranks once per group.
     """
+    rates = peak_rates(config)
+    first_of_rate = {rate: tower for tower, rate in reversed(rates.items())}
     members: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             tower = _TOWERS[name.partition(".")[0]]
             decays = parameter.ndim > 1 and tower != "scale" and not name.endswith("bias")
-            members.setdefault((tower, decays), []).append(parameter)
-    rates = peak_rates(config)
+            members.setdefault((first_of_rate[rates[tower]], decays), []).append(parameter)
     return [
         {
             "params": parameters,

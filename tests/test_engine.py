@@ -153,6 +153,8 @@ def test_groups_split_towers_and_decay() -> None:
         name for name, parameter in model.named_parameters() if parameter.requires_grad
     }
     assert {group["tower"]: group["lr"] for group in groups} == {"ecg": 1, "image": 2, "scale": 3}
+    alike = engine.parameter_groups(model, AdamWConfig(ecg_lr=1, image_lr=1, scale_lr=3, weight_decay=0.05))
+    assert [(group["lr"], group["weight_decay"]) for group in alike] == [(1, 0.05), (1, 0.0), (3, 0.0)]
     model.logit_scale.requires_grad_(False)
     assert "scale" not in {group["tower"] for group in engine.parameter_groups(model, AdamWConfig())}
 
