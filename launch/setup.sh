@@ -16,7 +16,8 @@ newer() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
 python=""
 for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11 python3.14 python}; do
     if newer "$candidate"; then
-        python=$candidate
+        # Not the one inside an environment: that may be the very .venv that is made again below.
+        python=$("$candidate" -c 'import sys; print(sys._base_executable)')
         break
     fi
 done

@@ -156,12 +156,25 @@ def _reduce(values: Tensor, operation: Any) -> Tensor:
 
 def all_gather(rows: Tensor) -> Tensor:
     """(B, ...) on each rank -> (W*B, ...) in rank order, no gradient. B must be equal on all ranks."""
+    return all_gather_later(rows)()
+
+
+def all_gather_later(rows: Tensor) -> Callable[[], Tensor]:
+    """`all_gather`, begun now and finished by the call: what is computed in between hides the wait."""
+    rows = rows.detach().contiguous()
     if world_size() == 1:
-        return rows.detach().clone()
+        gathered = rows.clone()
+        return lambda: gathered
     gathered = rows.new_empty((world_size() * rows.shape[0], *rows.shape[1:]))
     with _peers():
-        dist.all_gather_into_tensor(gathered, rows.detach().contiguous())
-    return gathered
+        work = dist.all_gather_into_tensor(gathered, rows, async_op=True)
+
+    def finish() -> Tensor:
+        with _peers():
+            work.wait()
+        return gathered
+
+    return finish
 
 
 def reduce_scatter_sum(rows: Tensor) -> Tensor:
@@ -242,8 +255,13 @@ def refuse_together(check: Callable[[], None]) -> None:
 
 def any_rank(flag: bool) -> bool:
     """True where any rank's flag is set."""
-    value = torch.tensor([int(flag)], dtype=torch.int32, device=collective_device())
-    return bool(all_reduce_max(value))
+    return any_rank_later(flag)()
+
+
+def any_rank_later(flag: bool) -> Callable[[], bool]:
+    """`any_rank`, begun now and finished by the call."""
+    flags = all_gather_later(torch.tensor([int(flag)], dtype=torch.int32, device=collective_device()))
+    return lambda: bool(flags().any())
 
 
 def collective_device() -> torch.device:

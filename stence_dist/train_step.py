@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,8 +79,8 @@ def train_step(
     one_pool_of_several = config.engine.negatives == "accumulated" and len(micro_batches) > 1
     accumulate = _accumulate_cached if one_pool_of_several else _accumulate
     for repeat in range(MOST_REPEATS + 1):
-        terms, faulty, logit_scale = accumulate(engine, micro_batches, step, known, config, active)
-        loss, contrastive, stenosis = _global_means(terms, faulty, step, micro_batches)
+        terms_by_rank, faulty, logit_scale = accumulate(engine, micro_batches, step, known, config, active)
+        loss, contrastive, stenosis = _global_means(terms_by_rank(), faulty, step, micro_batches)
         with span("optimizer"):
             norm = _apply(engine)
         if math.isfinite(norm):
@@ -108,9 +108,10 @@ def _accumulate(
     known: Tensor,
     config: PretrainConfig,
     active: NDArray[np.bool_] | None,
-) -> tuple[Tensor, Tensor, float]:
-    """Gradients of all micro-batches, each with its own pool of negatives. This rank's means (3,) of loss, contrastive
-    and stenosis; which of its rows (A*B,) the model answered with something that is not finite; the logit scale.
+) -> tuple[Callable[[], Tensor], Tensor, float]:
+    """Gradients of all micro-batches, each with its own pool of negatives. What gives the means (W, 3) of loss,
+    contrastive and stenosis by rank, gathered while the last gradients are computed; which of this rank's rows (A*B,)
+    the model answered with something that is not finite; the logit scale.
     """
     passes = distributed.world_size() * len(micro_batches)
     terms = torch.zeros(3, dtype=torch.float64, device=engine.device)
@@ -125,13 +126,15 @@ def _accumulate(
             loss = pair_loss(output, labels, batch.patient, known=known, passes=passes, config=config.loss)
         terms += torch.stack([loss.total.detach(), loss.contrastive, loss.stenosis]).double()
         faulty.append(_faulty(output.ecg, output.image, output.stenosis_logits))
+        if index + 1 == len(micro_batches):
+            terms_by_rank = distributed.all_gather_later(terms[None] / len(micro_batches))
         with span("backward"):
             engine.backward(loss.total)
         logit_scale = float(output.logit_scale.detach())
         del output, loss  # with their graph, which keeps a tile of logits: not through the next forward
         if index + 1 < len(micro_batches):
             engine.step()  # counts the micro-batch; the update is applied with the last one
-    return terms / len(micro_batches), torch.cat(faulty), logit_scale
+    return terms_by_rank, torch.cat(faulty), logit_scale
 
 
 def _accumulate_cached(
@@ -141,7 +144,7 @@ def _accumulate_cached(
     known: Tensor,
     config: PretrainConfig,
     active: NDArray[np.bool_] | None,
-) -> tuple[Tensor, Tensor, float]:
+) -> tuple[Callable[[], Tensor], Tensor, float]:
     """As `_accumulate`, but with one pool of negatives over all micro-batches: the gradient of the batch in one piece.
 
     Gao et al. 2021 (arXiv:2101.06983): embed all micro-batches without a graph, take the loss once and its gradient
@@ -157,7 +160,8 @@ def _accumulate_cached(
         contrastive = contrastive_part(*leaves, patient=patient, config=config.loss)
     # Before the second pass: it would take a gradient that is not finite into every weight.
     mean = contrastive.detach().double()
-    _global_means(torch.stack([mean, mean, 0 * mean]), _faulty(ecg, image), step, micro_batches)
+    means_by_rank = distributed.all_gather(torch.stack([mean, mean, 0 * mean])[None])
+    _global_means(means_by_rank, _faulty(ecg, image), step, micro_batches)
     with span("loss"):
         gradients = torch.autograd.grad(contrastive, leaves, allow_unused=True, materialize_grads=True)
     del contrastive, outputs  # the second pass needs the memory
@@ -189,13 +193,15 @@ def _accumulate_cached(
         )
         stenosis += share.detach()
         faulty.append(_faulty(output.ecg, output.image, output.stenosis_logits))
+        if index + 1 == len(micro_batches):
+            total = mean + config.loss.stenosis_weight * stenosis
+            terms_by_rank = distributed.all_gather_later(torch.stack([total, mean, stenosis])[None])
         # The micro-batches' gradients add up to the step's: no division by A.
         with span("backward"):
             engine.backward(backward_from + config.loss.stenosis_weight * share, scale_wrt_gas=False)
         if index + 1 < len(micro_batches):
             engine.step()
-    total = mean + config.loss.stenosis_weight * stenosis
-    return torch.stack([total, mean, stenosis]), torch.cat(faulty), float(leaves[2].detach())
+    return terms_by_rank, torch.cat(faulty), float(leaves[2].detach())
 
 
 def _faulty(*values: Tensor) -> Tensor:
@@ -211,9 +217,8 @@ def _labels(batch: PairBatch, config: TargetsConfig, active: NDArray[np.bool_] |
     return torch.from_numpy(labels)
 
 
-def _global_means(terms: Tensor, faulty: Tensor, step: int, micro_batches: Sequence[PairBatch]) -> list[float]:
-    """Means (3,) over ranks; NonFiniteError on all ranks where any rank's loss is not finite."""
-    by_rank = distributed.all_gather(terms[None])
+def _global_means(by_rank: Tensor, faulty: Tensor, step: int, micro_batches: Sequence[PairBatch]) -> list[float]:
+    """Means (3,) over ranks of what is (W, 3) by rank; NonFiniteError on all ranks where any rank's is not finite."""
     bad = (~by_rank.isfinite().all(dim=1)).nonzero().flatten().tolist()
     if bad:
         # The gathered columns carry one rank's NaN into the losses of all, so the rows say where it came from.

@@ -1,7 +1,9 @@
 """What a pretraining run will do: its length, its pairs, their labels and its identity, before any model is built."""
 
 import dataclasses
+import itertools
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,13 +12,15 @@ from numpy.typing import NDArray
 
 from stence_dist import distributed, files, seeds
 from stence_dist.config.pretrain import PretrainConfig
-from stence_dist.data.order import batch_hash, global_batch
+from stence_dist.data.order import batch_hash, global_batch, ordinals
 from stence_dist.data.shards import SampleTable, ShardSet
 from stence_dist.engine import resolve_precision
 from stence_dist.errors import ConfigError, DataError
 from stence_dist.targets import STENOSIS_PARTS, stenosis_labels
 from stence_dist.train.run_folder import identity
 from stence_dist.train.validate import BEST_METRICS
+
+_STEPS_AT_ONCE = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,11 +42,22 @@ class Plan:
         """Hash of everything that decides what the run computes."""
         return files.sha256_json(self.identity)
 
-    def batch(self, step: int) -> tuple[str, tuple[int, int, int]]:
-        """(batch_hash, known labels in each part of the stenosis loss) of the global batch of `step`."""
-        _, ordinals = global_batch(step, self.config.engine.global_batch_size, len(self.rows), self.config.seed)
-        known = [int(np.count_nonzero(~np.isnan(self.labels[ordinals, part]))) for part in STENOSIS_PARTS]
-        return batch_hash(self.table.sample[self.rows[ordinals]]), (known[0], known[1], known[2])
+    def batch_hash(self, step: int) -> str:
+        """`batch_hash` of the global batch of `step`."""
+        _, chosen = global_batch(step, self.config.engine.global_batch_size, len(self.rows), self.config.seed)
+        return batch_hash(self.table.sample[self.rows[chosen]])
+
+    def known_counts(self, start: int) -> Iterator[torch.Tensor]:
+        """(3,) known labels in each part of the stenosis loss, for the global batches of `start` and all steps after.
+
+        Some steps at a time: the order of one small batch costs as much as that of thousands of positions.
+        """
+        size = self.config.engine.global_batch_size
+        for first in itertools.count(start, _STEPS_AT_ONCE):
+            positions = np.arange(first * size, (first + _STEPS_AT_ONCE) * size, dtype=np.int64)
+            known = ~np.isnan(self.labels[ordinals(positions, len(self.rows), self.config.seed)])
+            parts = [known[:, part].reshape(_STEPS_AT_ONCE, -1).sum(axis=1) for part in STENOSIS_PARTS]
+            yield from torch.from_numpy(np.stack(parts, axis=1))
 
 
 def plan(config: PretrainConfig, device: torch.device) -> Plan:

@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,11 @@ class StopRequest:
     def _remember(self, number: int, _frame: object) -> None:
         self._signal = signal.Signals(number).name
 
-    def agreed(self) -> str | None:
-        """Why to stop, or None. Collective: all ranks get an answer at the same step."""
+    def ask(self) -> Callable[[], str | None]:
+        """Begin to agree on whether to stop: the call says why, None to go on, at the same step on all ranks."""
         here = self._signal or (str(self.file) if distributed.rank() == 0 and self.file.exists() else None)
-        return (here or "a signal to another rank") if distributed.any_rank(here is not None) else None
+        anyone = distributed.any_rank_later(here is not None)
+        return lambda: (here or "a signal to another rank") if anyone() else None
 
 
 def pretrain(config: PretrainConfig) -> None:
@@ -191,6 +193,7 @@ class _Run:
             verify=config.data.verify,
             partners=self.plan.study_rows,
         )
+        self.known = self.plan.known_counts(step)
         self.batches = training_batches(
             reader,
             start=step,
@@ -239,13 +242,13 @@ class _Run:
             micro_batches = next(self.batches)
         self.samples = torch.cat([batch.sample for batch in micro_batches])
         self.waited_s += time.perf_counter() - waiting
-        batch_digest, known = self.plan.batch(step)
+        stop = self.stop.ask()
         result = train_step(
             self.engine,
             micro_batches,
             step=step,
             total=self.plan.total_steps,
-            known=torch.tensor(known),
+            known=next(self.known),
             config=self.config,
             active=self.plan.used_targets,
         )
@@ -254,8 +257,9 @@ class _Run:
         last = done == self.plan.total_steps
         self.bar.update()
         if last or done % self.config.log_every == 0:
-            self._log(done, batch_digest, dataclasses.asdict(result))
-        why = None if last else self.stop.agreed()
+            self._log(done, self.plan.batch_hash(step), dataclasses.asdict(result))
+        asked = stop()
+        why = None if last else asked
         with span("validation"):
             improved = (last or done % self.config.eval_every == 0) and self._evaluate(done)
         if last or why or improved or done % self.config.save_every == 0:

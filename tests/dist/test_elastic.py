@@ -33,14 +33,14 @@ def shards(cohort_writer: Callable[..., Path], tmp_path_factory: pytest.TempPath
 
 
 def test_two_ranks_then_one_four_and_three(shards: Path, tmp_path: Path) -> None:
-    """W = 2, 1, 4, 3 at ZeRO 2, 3, 0, 1, five steps each, stopped by SIGUSR1 in between: the batches of one process,
+    """W = 2, 1, 4, 3 at ZeRO 2, 3, 0, 1, five steps each, stopped by SIGUSR1 in the fourth: the batches of one process,
     losses within 1e-5.
     """
     arguments = [*RUN, "steps=20", f"data.shards={shards}"]
     run, whole = tmp_path / "run", tmp_path / "whole"
     pretrain("python", 1, [*arguments, f"run_dir={whole}"])
     for number, (ranks, stage) in enumerate([(2, 2), (1, 3), (4, 0), (3, 1)]):
-        stop = {"SABOTAGE": "0 step 5 stop"} if number < 3 else {}
+        stop = {"SABOTAGE": "0 step 4 stop"} if number < 3 else {}
         call = [*arguments, f"run_dir={run}", f"engine.zero_stage={stage}"]
         process = start("torchrun", ranks, call, script=SABOTAGED, **stop)
         output, _ = process.communicate(timeout=240)

@@ -14,7 +14,9 @@ from stence_dist.config.build import BuildConfig
 from stence_dist.config.load import load
 from stence_dist.config.pretrain import PretrainConfig
 from stence_dist.data.build import build
+from stence_dist.data.order import global_batch
 from stence_dist.errors import ConfigError, DataError, RefusedError
+from stence_dist.targets import STENOSIS_PARTS
 from stence_dist.train.plan import _partners, plan
 from stence_dist.train.run_folder import RunFolder, check_same_run, identity
 
@@ -121,13 +123,16 @@ def test_plan_without_labels_needs_none(small_shards: Path) -> None:
 
 
 def test_plan_follows_epochs(small_shards: Path) -> None:
-    """Length by epochs is rounded up to whole steps; the known labels of a step are counted from the index."""
+    """Length by epochs is rounded up to whole steps; the known labels of any step are those of its global batch."""
     arguments = ["engine.global_batch_size=8", "steps=null", "epochs=3", "targets.unreported=normal"]
     prepared = plan(config(small_shards, *arguments, "loss.stenosis_weight=0"), torch.device("cpu"))
     assert prepared.total_steps == -(-3 * len(prepared.rows) // 8)
-    digest, known = prepared.batch(0)
-    assert len(digest) == 16
-    assert 0 <= known[0] <= 8
+    assert len(prepared.batch_hash(0)) == 16
+    for start in (0, 5):
+        for step, counted in zip(range(start, start + 70), prepared.known_counts(start), strict=False):
+            _, chosen = global_batch(step, 8, len(prepared.rows), prepared.config.seed)
+            known = ~np.isnan(prepared.labels[chosen])
+            assert counted.tolist() == [known[:, part].sum() for part in STENOSIS_PARTS]
 
 
 def test_missing_shards_are_explained(tmp_path: Path) -> None:
