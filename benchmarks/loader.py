@@ -185,6 +185,8 @@ def main() -> int:
         found.add("first batch, 99 % / 1 % of an epoch", times["99 %"] / times["1 %"], RESUME, **figures)
     if options["run"]:
         found.add("share of a step waited for data", waiting(Path(options["run"])), WAIT)
+    else:
+        print("not measured: the share of a step waited for data; give run=RUN", flush=True)
     return found.finish(options["out"])
 
 

@@ -59,6 +59,8 @@ class StepProfiler:
     def close(self) -> None:
         """Stop; a run that ended early leaves what was profiled until then."""
         self._profiler.stop()
+        if distributed.rank() == 0 and not self.folder.exists():
+            logger.warning("nothing was profiled: the run ended before its step %d", self._first + 1)
 
     def _write(self, profiler: Any) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

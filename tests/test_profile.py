@@ -52,3 +52,12 @@ def test_a_short_run_leaves_what_it_had(tmp_path: Path) -> None:
         profiler.step()
     profiler.close()
     assert len((tmp_path / "steps.jsonl").read_text().splitlines()) == pytest.approx(3, abs=1)
+
+
+def test_a_run_that_is_too_short_is_told_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Ended before the first profiled step: nothing is written, and a warning says why."""
+    profiler = StepProfiler(tmp_path / "profile", first_step=0)
+    profiler.step()
+    profiler.close()
+    assert not (tmp_path / "profile").exists()
+    assert f"before its step {SKIPPED_STEPS + WARMUP_STEPS + 1}" in caplog.text
