@@ -30,6 +30,7 @@ import webdataset
 from stence_dist.config.build import BuildConfig
 from stence_dist.data.build import build
 from stence_dist.data.loader import PairReader, training_batches
+from stence_dist.data.order import ordinals
 from stence_dist.data.shards import ShardSet
 from stence_dist.ecg import LEADS, EcgSpec
 
@@ -109,7 +110,8 @@ def reader_of(shards: ShardSet) -> PairReader:
 def against_readinto(shards: ShardSet, rounds: int) -> dict[str, float]:
     """Wall seconds per sample: to PairSample, and readinto of the same members' bytes into one buffer."""
     reader = reader_of(shards)
-    order = np.random.default_rng(1).permutation(len(reader)).tolist()
+    count = len(shards.table("train"))
+    order = ordinals(np.arange(count), count, seed=0).tolist()
     entries = shards.table("train").entries
     starts = list(itertools.accumulate((count for _, count in shards._shards["train"]), initial=0))
     names = [name for name, _ in shards._shards["train"]]
@@ -129,9 +131,9 @@ def against_readinto(shards: ShardSet, rounds: int) -> dict[str, float]:
         return len(places)
 
     def ours() -> int:
-        for row in order:
-            reader.evaluation_samples([row])
-        return len(order)
+        for position in range(count):
+            reader.training_samples([position])
+        return count
 
     return in_turns({"readinto": bare, "ours": ours}, rounds, time.perf_counter)
 

@@ -143,6 +143,11 @@ class SampleTable:
         return self.view_count > 0
 
 
+# Bytes up to which a sample's members are read in one piece, with the tar headers between them and what is not wanted:
+# a call costs as much as copying so little.
+_READ_TOGETHER = 2**17
+
+
 class _OpenShard:
     """One shard's descriptor and sidecar; the descriptor closes with the last reader that holds the object."""
 
@@ -151,12 +156,13 @@ class _OpenShard:
         self.descriptor = os.open(folder / name, os.O_RDONLY)
         entries = np.load(folder / sidecar_name(name), mmap_mode="r", allow_pickle=False)
         self.sample = entries["sample"]
-        # By column: taking a row of the whole table apart costs more than reading its members.
-        self._columns = [entries[column] for column in ("offset", "length", "crc")]
+        # One plain row per sample: taking a row of the structured table apart costs more than reading its members.
+        self._places = np.concatenate([entries[name].astype(np.int64) for name in ("offset", "length", "crc")], axis=1)
 
     def places(self, row: int) -> list[tuple[str, int, int, int]]:
         """(name, offset, length, CRC-32) of a row's members; an absent one has length 0."""
-        return list(zip(MEMBERS, *(column[row].tolist() for column in self._columns), strict=True))
+        values, count = self._places[row].tolist(), len(MEMBERS)
+        return list(zip(MEMBERS, values[:count], values[count : 2 * count], values[2 * count :], strict=True))
 
     def __del__(self) -> None:
         if hasattr(self, "descriptor"):
@@ -355,15 +361,18 @@ def _read_members(
     descriptor: int, places: list[tuple[str, int, int, int]], *, views: bool, verify: bool
 ) -> dict[str, Buffer]:
     """The members at `places` (name, offset, length, CRC-32), by name; absent ones are left out."""
+    wanted = [place for place in places if place[2] and (views or place[0] != "views.safetensors")]
     members: dict[str, Buffer] = {}
-    for name, offset, length, crc in places:
-        if length == 0 or (name == "views.safetensors" and not views):
-            continue
-        content: memoryview = np.empty(length, dtype=np.uint8).data  # what pread returns could not be written to
-        content = content[: os.preadv(descriptor, [content], offset)]
-        if len(content) != length:
-            raise DataError(f"{name} ends after {len(content)} of {length} bytes")
-        if verify and zlib.crc32(content) != crc:
-            raise DataError(f"the CRC-32 of {name} differs from the index")
-        members[name] = content
+    small = bool(wanted) and wanted[-1][1] + wanted[-1][2] - wanted[0][1] <= _READ_TOGETHER
+    for together in [wanted] if small else [[place] for place in wanted]:
+        start, end = together[0][1], together[-1][1] + together[-1][2]
+        content: memoryview = np.empty(end - start, dtype=np.uint8).data  # what pread returns could not be written to
+        content = content[: os.preadv(descriptor, [content], start)]
+        for name, offset, length, crc in together:
+            member = content[offset - start : offset - start + length]
+            if len(member) != length:
+                raise DataError(f"{name} ends after {len(member)} of {length} bytes")
+            if verify and zlib.crc32(member) != crc:
+                raise DataError(f"the CRC-32 of {name} differs from the index")
+            members[name] = member
     return members
