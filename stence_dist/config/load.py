@@ -5,6 +5,7 @@ applied last, the value taken literally after the first `=`. The result is plain
 `launch/` sees a DictConfig, and nothing writes to a config afterwards.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import logging
@@ -75,7 +76,9 @@ def _guarded(config_class: type[C], verb: str, main: Callable[[C], int | None]) 
             return EXIT_DONE
         return main(load(config_class, verb, arguments)) or EXIT_DONE
     except RefusedError as error:
-        if not error.quiet:
+        if error.quiet:
+            _let_first_rank_speak()
+        else:
             sys.stderr.write(f"{where}error: {error}{_notes(error)}\n")
         return EXIT_REFUSED
     except StoppedError as stop:
@@ -90,6 +93,8 @@ def _guarded(config_class: type[C], verb: str, main: Callable[[C], int | None]) 
     except CommonFailureError as error:
         if rank == 0:
             sys.stderr.write(f"{where}failed: {type(error).__name__}: {error}{_notes(error)}\n")
+        else:
+            _let_first_rank_speak()
         return EXIT_FAILURE
     except Exception as error:
         if type(error).__name__ == "PeerLostError":
@@ -103,6 +108,14 @@ def _guarded(config_class: type[C], verb: str, main: Callable[[C], int | None]) 
 def _notes(error: Exception) -> str:
     """What was added to an error on its way up, e.g. rank, host and step."""
     return "".join(f" {note}" for note in getattr(error, "__notes__", []))
+
+
+def _let_first_rank_speak() -> None:
+    """Wait until rank 0 is gone. Launchers end all ranks when one leaves, also one that has not said yet why."""
+    distributed = sys.modules.get("stence_dist.distributed")
+    if distributed is not None and distributed.active():
+        with contextlib.suppress(RuntimeError):  # rank 0 does not join: it leaves, and that breaks the connection
+            distributed.barrier()
 
 
 def _end_ranks(code: int) -> int:
