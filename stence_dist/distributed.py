@@ -17,7 +17,8 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._C._distributed_c10d import HashStore
+from torch._C._distributed_c10d import HashStore, PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from stence_dist import launchers
 from stence_dist.errors import EXIT_DONE, EXIT_STOPPED, ConfigError, RefusedError
@@ -73,11 +74,50 @@ def start(timeout_s: float) -> torch.device:
     timeout = timedelta(seconds=timeout_s)
     if launchers.launched(os.environ):
         _end_with_parent()
-        dist.init_process_group(backend, timeout=timeout)
+        store, rank_here, ranks = next(rendezvous("env://", timeout=timeout))
+        if launchers.shares_store(os.environ):
+            store = _store_of_this_start(store, rank_here, ranks, timeout_s)
+        dist.init_process_group(backend, store=store, rank=rank_here, world_size=ranks, timeout=timeout)
     else:
         os.environ.setdefault("LOCAL_RANK", "0")
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=timeout)
     return device
+
+
+def _store_of_this_start(store: Store, rank_here: int, ranks: int, timeout_s: float) -> Store:
+    """A part of torchrun's store that no earlier start has written to.
+
+    torchrun keeps one store over its restarts; ranks that read the addresses of those before them fail or wait for
+    nobody. The count of restarts does not tell starts apart: each node has its own. So every rank asks rank 0, with a
+    number of its own that no older answer can match, for the name of this start.
+    """
+    deadline = time.monotonic() + timeout_s
+
+    def read(key: str) -> str:
+        return store.get(key).decode() if store.check([key]) else ""
+
+    def pause() -> None:
+        if time.monotonic() > deadline:
+            raise PeerLostError(f"rank {rank_here} of {ranks} waited {timeout_s:.0f} s for the others to start")
+        time.sleep(0.02)
+
+    name = os.urandom(8).hex()
+    if rank_here == 0:
+        missing = set(range(1, ranks))
+        while missing:
+            for other in missing:
+                store.set(f"start/answer/{other}", read(f"start/question/{other}") + name)
+            missing = {other for other in missing if read(f"start/seen/{other}") != name}
+            pause()
+    else:
+        question, answer = os.urandom(8).hex(), ""
+        store.set(f"start/question/{rank_here}", question)
+        while not answer.startswith(question):
+            pause()
+            answer = read(f"start/answer/{rank_here}")
+        name = answer[len(question) :]
+        store.set(f"start/seen/{rank_here}", name)
+    return PrefixStore(f"start/{name}", store)
 
 
 def limit_all_groups(timeout_s: float) -> None:

@@ -43,3 +43,8 @@ def place(environment: Mapping[str, str]) -> tuple[int, int]:
 def restarts(environment: Mapping[str, str]) -> int:
     """How often torchrun has restarted its ranks by itself."""
     return int(environment.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def shares_store(environment: Mapping[str, str]) -> bool:
+    """True where torchrun's own store, kept over its restarts, is the one that the ranks meet in."""
+    return environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"

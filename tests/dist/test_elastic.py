@@ -53,7 +53,7 @@ def test_two_ranks_then_one_four_and_three(shards: Path, tmp_path: Path) -> None
     np.testing.assert_allclose([row["loss"] for row in here], [row["loss"] for row in there], rtol=1e-5)
 
 
-# torch 2.13's agents otherwise keep the address of the first round's store, which a node that joins waits for in vain.
+# torch 2.13's agents otherwise keep the first round's store to themselves: a node that joins waits for it in vain.
 SEPARATE_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
 
