@@ -41,13 +41,20 @@ logger = logging.getLogger("stence_dist")
 
 
 class StopRequest:
-    """Set by SIGTERM, SIGUSR1, or a file STOP in the run folder; ranks agree on it once per step."""
+    """Set by SIGUSR1, a file STOP in the run folder or, once training runs, SIGTERM; ranks agree on it per step."""
 
     def __init__(self, folder: Path) -> None:
         self.file = folder / "STOP"
         self._signal: str | None = None
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._remember)
+        signal.signal(signal.SIGUSR1, self._remember)
+
+    def heed_termination(self) -> None:
+        """From now on SIGTERM stops the run after a step instead of ending the process at once.
+
+        While engine and groups are built a rank may wait for a dead peer in C++, where Python's handlers do not run:
+        SIGTERM, by which launchers end the ranks that are left, must then end it.
+        """
+        signal.signal(signal.SIGTERM, self._remember)
 
     def _remember(self, number: int, _frame: object) -> None:
         self._signal = signal.Signals(number).name
@@ -208,6 +215,7 @@ class _Run:
         self.bar = tqdm(total=self.plan.total_steps, initial=step, unit="step", disable=quiet, dynamic_ncols=True)
         self.logged_step = step
         self.profiler = StepProfiler(self.path / "profile", step) if config.engine.profile else None
+        self.stop.heed_termination()
 
     def _check_loaded(self, loaded: checkpoint.Loaded | None) -> None:
         if loaded is None:

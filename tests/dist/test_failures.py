@@ -63,6 +63,18 @@ def test_one_rank_s_failure_ends_all(sabotage: str, expected: list[str], small_s
         assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_000000003"]
 
 
+def test_a_rank_killed_at_the_start_ends_the_other(small_shards: Path, tmp_path: Path) -> None:
+    """While its peer builds groups and waits for it in C++: the launcher's SIGTERM still ends that one, within 10 s."""
+    arguments = [*RUN, f"data.shards={small_shards}", f"run_dir={tmp_path / 'run'}"]
+    process = start("torchrun", 2, arguments, script=SABOTAGED, SABOTAGE="1 model 1 kill")
+    while "closing signal SIGTERM" not in (line := process.stdout.readline() if process.stdout else ""):
+        assert line, "ended without a word"
+    killed = time.monotonic()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1, output[-3000:]
+    assert time.monotonic() - killed < 10
+
+
 @pytest.mark.parametrize("point", ["forward", "step"])  # its peer then waits in our collective, or in DeepSpeed's
 def test_a_frozen_rank_ends_the_others(point: str, small_shards: Path, tmp_path: Path) -> None:
     """A rank that neither works nor dies (SIGSTOP: what a cut link looks like from the other side): its peer ends
