@@ -157,7 +157,8 @@ def compare_command(sizes: Sizes, cohort: str) -> list[str]:
         *(sys.executable, "launch/compare.py", f"data.shards={folder}/shards", f"run_dir={folder}/compare"),
         f"weights={folder}/paired/ecg_tower.safetensors",
         *(f"{name}={folder}/{run}/ecg_tower.safetensors" for name, run in others.items()),
-        *(f"cohort={cohort}", f"labels={LABELS[cohort]}", f"draws={sizes.draws}", f"repeats={sizes.repeats}"),
+        f"null={str(cohort == 'null').lower()}",
+        *(f"labels={LABELS[cohort]}", f"draws={sizes.draws}", f"repeats={sizes.repeats}"),
         *(f"bootstrap={sizes.bootstrap}", f"workers={sizes.processes}", f"seed={sizes.seed}"),
     ]
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from stence_dist.config.cohort import CohortConfig
 from stence_dist.config.field import group, key
 from stence_dist.config.finetune import LabelledDataConfig, SupervisedConfig, TaskConfig
 from stence_dist.config.targets import TargetsConfig
@@ -20,7 +21,7 @@ class CompareConfig:
     stenosis_weight: float = key("loss.stenosis_weight that `weights` was pretrained with", 0.3)
     unsupervised_weights: str | None = key("ecg_tower.safetensors pretrained with loss.stenosis_weight=0", None)
     shuffled_weights: str | None = key("ecg_tower.safetensors pretrained with shuffle_pairs=true", None)
-    cohort: str = key("main | null (a cohort without any effect: probe, finetune and scratch only)", "main")
+    null: bool = key("the set is a cohort without any effect: probe, finetune and scratch only", False)
     arms: list[str] = key("what to compare; shuffled needs shuffled_weights, else it is left out", list(ARMS))
     labels: list[str] = key("labelled training patients: numbers, shares like 10%, all", ["50", "all"])
     draws: int = key("label draws per number of labels; the same draws for every arm", 5)
@@ -34,13 +35,12 @@ class CompareConfig:
     level: float = key("level of the intervals", 0.95)
     batch_size: int = key("records per forward pass when scoring", 64)
     data: LabelledDataConfig = group("shards and their reader", LabelledDataConfig)
+    cohort: CohortConfig = group("which rows take part", CohortConfig)
     targets: TargetsConfig = group("from percent to labels", TargetsConfig)
     task: TaskConfig = group("what to learn", TaskConfig)
     supervised: SupervisedConfig = group("budget of finetune and scratch", SupervisedConfig)
 
     def __post_init__(self) -> None:
-        if self.cohort not in ("main", "null"):
-            raise ConfigError(f"cohort={self.cohort} is not known. Use main or null.")
         if self.rows not in ("auto", "ecg_only", "paired", "all"):
             raise ConfigError(f"rows={self.rows} is not known. Use auto, ecg_only, paired or all.")
         unknown = [arm for arm in self.arms if arm not in ARMS]

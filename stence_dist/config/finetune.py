@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from stence_dist.config.cohort import CohortConfig
 from stence_dist.config.data import AugmentConfig
 from stence_dist.config.ecg_encoder import EcgEncoderConfig, ResNetConfig
 from stence_dist.config.field import group, key
@@ -28,7 +29,7 @@ class LabelledDataConfig:
 class TaskConfig:
     """What is learned from labels."""
 
-    target: str = key("patient | rca | lca | lm | lad | lcx | seg_1 ... seg_16", "patient")
+    target: str = key("patient | rca | lca | lm | lad | lcx | seg_1 ... seg_16 | label_* of the cohort", "patient")
 
 
 @dataclass
@@ -66,6 +67,7 @@ class FinetuneConfig:
     level: float = key("level of the intervals", 0.95)
     batch_size: int = key("records per forward pass when scoring", 64)
     data: LabelledDataConfig = group("shards and their reader", LabelledDataConfig)
+    cohort: CohortConfig = group("which rows take part", CohortConfig)
     targets: TargetsConfig = group("from percent to labels", TargetsConfig)
     task: TaskConfig = group("what to learn", TaskConfig)
     ecg_encoder: EcgEncoderConfig = group("tower of mode=scratch without weights", ResNetConfig)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from stence_dist.config.cohort import CohortConfig
 from stence_dist.config.data import DataConfig
 from stence_dist.config.ecg_encoder import EcgEncoderConfig, ResNetConfig
 from stence_dist.config.engine import EngineConfig
@@ -30,6 +31,7 @@ class PretrainConfig:
     reference_samples: int = key("training pairs embedded as reference for kNN and probe in validation", 1024)
     shuffle_pairs: bool = key("control: pair every ECG with another patient's study; nothing should be learned", False)
     data: DataConfig = group("shards and their reader", DataConfig)
+    cohort: CohortConfig = group("which rows take part", CohortConfig)
     targets: TargetsConfig = group("from percent to labels", TargetsConfig)
     ecg_encoder: EcgEncoderConfig = group("ECG tower", ResNetConfig)
     image_tower: ImageTowerConfig = group("image tower", PixelsConfig)

@@ -27,10 +27,12 @@ from stence_dist.data.cohort import (
     read_cohort,
     read_key,
 )
+from stence_dist.data.cohort_table import LABEL_COLUMN
 from stence_dist.data.frames import FrameSettings
 from stence_dist.data.readers import ReaderError, read_study
 from stence_dist.data.shard_writer import UNFINISHED, BuildPlan, ShardPlan, build_shard, describe_views, record_of
 from stence_dist.data.shards import (
+    CONFOUNDERS,
     FORMAT,
     INDEX,
     SPLITS,
@@ -89,9 +91,11 @@ def _build_locked(
     config: BuildConfig, cohort: Cohort, rows: list[CohortRow], identity: dict[str, Any], out: Path
 ) -> Path:
     settings = FrameSettings(config.image_size, config.frames_per_view, config.frame_spacing)
-    sites = tuple(sorted({row.columns["site"] for row in rows if row.columns["site"]}))
+    sites, devices = (
+        tuple(sorted({row.columns[name] for row in rows if row.columns[name]})) for name in ("site", "device")
+    )
     views = _expected_views(cohort.folder, rows, settings)
-    plan = BuildPlan(out, cohort.folder, settings, config.wfdb_scale, views, sites)
+    plan = BuildPlan(out, cohort.folder, settings, config.wfdb_scale, views, sites, devices, _kept_columns(rows))
     shards = _assign(rows, config.shard_size, config.split_seed)
     _start_or_resume(out, identity)
     missing = [shard for shard in shards if not _is_done(out, shard.name)]
@@ -102,6 +106,12 @@ def _build_locked(
         for _ in parallel(delayed(build_shard)(plan, shard) for shard in missing):
             bar.update()
     return _seal(config, cohort.rejects, plan, shards, identity)
+
+
+def _kept_columns(rows: list[CohortRow]) -> tuple[str, ...]:
+    """The confounders and labels that any row has, in a fixed order."""
+    labels = sorted(name for name in (rows[0].columns if rows else ()) if LABEL_COLUMN.fullmatch(name))
+    return tuple(name for name in (*CONFOUNDERS, *labels) if any(row.columns[name] is not None for row in rows))
 
 
 def _identity(config: BuildConfig, rows: list[CohortRow], rejects: list[Reject]) -> dict[str, Any]:
@@ -220,6 +230,8 @@ def _seal(
         "build": identity,
         "dataset": dataclasses.replace(plan.views, max_views=most).to_dict(),
         "sites": list(plan.sites),
+        "devices": list(plan.devices),
+        "columns": list(plan.columns),
         "shards": made,
         "samples": counts,
         "pairs": pairs,

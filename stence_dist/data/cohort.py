@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from stence_dist.config.build import ColumnsConfig
-from stence_dist.data.cohort_table import SEGMENT_COLUMNS, read_table
+from stence_dist.data.cohort_table import LABEL_COLUMN, SEGMENT_COLUMNS, read_table
 from stence_dist.data.shards import SPLITS
 from stence_dist.errors import DataError
 from stence_dist.files import write_text
@@ -23,8 +23,16 @@ log = logging.getLogger("stence_dist")
 
 SHARES = {"train": 0.7, "val": 0.1, "test": 0.2}
 SEVERE = 70.0  # percent; the split's strata, whatever threshold a run uses later
-_RANGES = {"days_between": (-36500.0, 36500.0), "age": (0.0, 130.0), "lvef": (0.0, 100.0)}
+_RANGES = {
+    "days_between": (-36500.0, 36500.0),
+    "age": (0.0, 130.0),
+    "lvef": (0.0, 100.0),
+    "high_pass_hz": (0.0, 10.0),
+    "low_pass_hz": (10.0, 10_000.0),
+}
+_FLAG_COLUMNS = ("acute", "prior_revascularization", "after_procedure")
 _FLAGS = {"0": 0, "false": 0, "no": 0, "0.0": 0, "1": 1, "true": 1, "yes": 1, "1.0": 1}
+_UNKNOWN = ("", "nan", "na", "null", "none")
 _LONGEST_TEXT = 64
 
 
@@ -52,7 +60,7 @@ class CohortRow:
     ecg_path: str
     study_path: str  # "" = ECG only
     segments: tuple[float | None, ...]  # 16 percents, None = not reported
-    columns: dict[str, Any]  # age, sex, site, days_between and the optional known columns; None = unknown
+    columns: dict[str, Any]  # age, sex, site, days_between, the optional known columns, label_*; None = unknown
     split: str = ""
 
     @property
@@ -112,7 +120,7 @@ class _FieldError(Exception):
 
 def _number(values: Mapping[str, str], field: str, low: float, high: float) -> float | None:
     text = values.get(field, "")
-    if not text or text.casefold() in ("nan", "na", "null", "none"):
+    if text.casefold() in _UNKNOWN:
         return None
     try:
         number = float(text)
@@ -138,11 +146,11 @@ def _check_row(number: int, values: Mapping[str, str], key: str) -> CohortRow:
     if sex not in ("M", "F", ""):
         raise _FieldError("sex", f"sex is {values['sex'][:10]!r}; expected M, F or empty.")
     columns["sex"] = sex or None
-    for field in ("acute", "prior_revascularization"):
+    for field in (*_FLAG_COLUMNS, *(name for name in values if LABEL_COLUMN.fullmatch(name))):
         text = values.get(field, "").casefold()
-        if text and text not in _FLAGS:
+        if text not in _UNKNOWN and text not in _FLAGS:
             raise _FieldError(field, f"{field} is {text[:10]!r}; expected 0, 1 or empty.")
-        columns[field] = _FLAGS[text] if text else None
+        columns[field] = _FLAGS.get(text)
     for field in ("site", "device"):
         text = values.get(field, "")
         if len(text) > _LONGEST_TEXT or not text.isprintable():

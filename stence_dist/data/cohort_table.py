@@ -4,6 +4,7 @@ import csv
 import importlib
 import logging
 import math
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -16,7 +17,17 @@ log = logging.getLogger("stence_dist")
 
 REQUIRED = ("patient_id", "ecg_path", "study_path")
 EXPECTED = ("days_between", "age", "sex", "site")  # a table without one is warned about
-OPTIONAL = ("split", "device", "acute", "prior_revascularization", "lvef")
+OPTIONAL = (
+    "split",
+    "device",
+    "acute",
+    "prior_revascularization",
+    "after_procedure",
+    "high_pass_hz",
+    "low_pass_hz",
+    "lvef",
+)
+LABEL_COLUMN = re.compile(r"label_[A-Za-z0-9_.-]{1,60}")  # 0 / 1 labels of any task; they keep their names
 SEGMENT_COLUMNS = tuple(f"seg_{segment}" for segment in SEGMENTS)
 
 
@@ -54,7 +65,9 @@ def _is_empty(value: object) -> bool:
 
 
 def _find_columns(path: Path, header: list[str], columns: ColumnsConfig) -> dict[str, int]:
-    """Place in the header of every known column that is there. Raises DataError for one that is needed and is not."""
+    """Place in the header of every known column, and of every `label_*`, that is there. Raises DataError for one that
+    is needed and is not.
+    """
     known = (*REQUIRED, *EXPECTED, *OPTIONAL, *SEGMENT_COLUMNS)
     stated = {name: str(getattr(columns, name)) for name in known}
     places = {name: header.index(stated[name]) for name in known if stated[name] in header}
@@ -76,7 +89,7 @@ def _find_columns(path: Path, header: list[str], columns: ColumnsConfig) -> dict
     if unknown:
         unused = ", ".join(name for name in header if name not in stated.values()) or "none"
         log.warning("no column %s: unknown in every row (columns not used: %s)", ", ".join(unknown), unused)
-    return places
+    return places | {name: place for place, name in enumerate(header) if LABEL_COLUMN.fullmatch(name)}
 
 
 def read_table(path: Path, columns: ColumnsConfig) -> list[dict[str, str]]:

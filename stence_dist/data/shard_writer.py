@@ -13,7 +13,7 @@ from stence_dist.data.cohort import CohortRow, Reject
 from stence_dist.data.frames import FrameSettings
 from stence_dist.data.readers import EcgRecord, ImageStudy, ReaderError, read_ecg, read_study
 from stence_dist.data.sample import MEMBERS, encode, sample_key
-from stence_dist.data.shards import SIDECAR, DatasetSpec, sidecar_name
+from stence_dist.data.shards import DatasetSpec, sidecar_name, sidecar_type
 from stence_dist.data.tar import scan
 from stence_dist.files import replacing, save_array, sha256_file, write_json
 
@@ -39,6 +39,8 @@ class BuildPlan:
     wfdb_scale: str
     views: DatasetSpec  # what every study must hold; max_views is still 0
     sites: tuple[str, ...]
+    devices: tuple[str, ...]
+    columns: tuple[str, ...]  # of `CohortRow.columns`: confounders and labels that any row has
 
 
 def record_of(out: Path, name: str) -> Path:
@@ -87,21 +89,25 @@ def _meta(row: CohortRow) -> dict[str, Any]:
     }
 
 
-def _entry(row: CohortRow, study: ImageStudy | None, sites: tuple[str, ...]) -> NDArray[np.void]:
+def _entry(row: CohortRow, study: ImageStudy | None, plan: BuildPlan) -> NDArray[np.void]:
     """The sidecar entry (1,) of a row, its members' places still to be filled in."""
 
     def number(value: float | None) -> float:
         return float("nan") if value is None else value
 
-    entry = np.zeros(1, dtype=SIDECAR)
+    entry = np.zeros(1, dtype=sidecar_type(len(plan.columns)))
     entry["sample"] = row.row
     entry["patient_key"] = row.patient_key.encode()
     entry["view_count"] = len(study.views) if study else 0
     entry["segments"] = [number(percent) for percent in row.segments]
     entry["age"] = number(row.columns["age"])
     entry["sex"] = (row.columns["sex"] or "").encode()
-    entry["site"] = sites.index(row.columns["site"]) if row.columns["site"] else -1
+    entry["site"] = plan.sites.index(row.columns["site"]) if row.columns["site"] else -1
     entry["days_between"] = number(row.columns["days_between"])
+    if plan.columns:
+        device = row.columns["device"]
+        values = {**row.columns, "device": plan.devices.index(device) if device else None}
+        entry["columns"] = [number(values[name]) for name in plan.columns]
     return entry
 
 
@@ -124,9 +130,9 @@ def build_shard(plan: BuildPlan, shard: ShardPlan) -> None:
             # One call per member: within a call the writer would sort them by name.
             for name, content in encode(record, study, _meta(row)).items():
                 writer.write({"__key__": sample_key(shard.split, row.row), name: content})
-            entries.append(_entry(row, study, plan.sites))
+            entries.append(_entry(row, study, plan))
         writer.close()
-    table = np.concatenate([np.zeros(0, dtype=SIDECAR), *entries])
+    table = np.concatenate([np.zeros(0, dtype=sidecar_type(len(plan.columns))), *entries])
     _fill_places(table, path, shard.split)
     sidecar = plan.out / sidecar_name(shard.name)
     save_array(sidecar, table)

@@ -23,7 +23,7 @@ from stence_dist.errors import DataError
 from stence_dist.files import read_json, sha256_json
 
 INDEX = "index.json"
-FORMAT = 1
+FORMAT = 2
 SPLITS = ("train", "val", "test")
 SHARD_NAME = re.compile(r"(train|val|test)-\d{6}\.tar")
 
@@ -43,7 +43,23 @@ SIDECAR = np.dtype(
         ("days_between", "<f4"),
     ]
 )
+# Columns of a cohort that a set keeps where any row has them, beside its label_* columns: what confounds. `device` is a
+# position in the index' list of devices, -1 = unknown.
+CONFOUNDERS = (
+    "acute",
+    "prior_revascularization",
+    "after_procedure",
+    "high_pass_hz",
+    "low_pass_hz",
+    "lvef",
+    "device",
+)
 _OPEN_SHARDS = 200  # descriptors kept per process; the usual limit is 1024
+
+
+def sidecar_type(columns: int) -> np.dtype[Any]:
+    """The entries of a set that keeps `columns` more columns of its cohort."""
+    return np.dtype([*SIDECAR.descr, ("columns", "<f4", (columns,))]) if columns else SIDECAR
 
 
 def refuse_pipe(path: str | Path, what: str) -> Path:
@@ -83,8 +99,10 @@ class DatasetSpec:
 class SampleTable:
     """Arrays over the rows of one split, from the sidecars alone; text columns are made when first asked for."""
 
-    entries: NDArray[np.void]  # (n,) SIDECAR
+    entries: NDArray[np.void]  # (n,) `sidecar_type`
     sites: tuple[str, ...]
+    devices: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()  # names of the entries' further columns
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -137,6 +155,18 @@ class SampleTable:
         """Study minus ECG in days (n,), NaN = unknown."""
         return np.ascontiguousarray(self.entries["days_between"])
 
+    def column(self, name: str) -> NDArray[np.float32]:
+        """One of `columns` (n,), NaN = unknown; NaN throughout where the set does not keep it."""
+        if name not in self.columns:
+            return np.full(len(self), np.nan, dtype=np.float32)
+        return np.ascontiguousarray(self.entries["columns"][:, self.columns.index(name)])
+
+    @cached_property
+    def device(self) -> NDArray[np.str_]:
+        """ECG devices (n,), "" = unknown."""
+        names: NDArray[np.str_] = np.array([*self.devices, ""])
+        return names[np.nan_to_num(self.column("device"), nan=-1).astype(np.int64)]
+
     @property
     def has_study(self) -> NDArray[np.bool_]:
         """Rows (n,) that are a pair."""
@@ -175,22 +205,29 @@ def sidecar_name(shard: str) -> str:
 
 
 @lru_cache(maxsize=64)
-def _entry_count(header: bytes) -> int:
-    """Entries that a `.npy` header announces; most shards of a set have the same header, and parsing one is slow."""
+def _entry_count(header: bytes, columns: int) -> int:
+    """Entries with `columns` more columns that a `.npy` header announces.
+
+    Most shards of a set have the same header, and parsing one is slow.
+    """
     stream = io.BytesIO(header)
     if np.lib.format.read_magic(stream) != (1, 0):
         raise ValueError("unexpected version")
     shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
-    if dtype != SIDECAR or len(shape) != 1:
+    if dtype != sidecar_type(columns) or len(shape) != 1:
         raise ValueError("unexpected columns")
     return int(shape[0])
 
 
-def load_sidecar(content: bytes, name: str) -> NDArray[np.void]:
-    """The entries (n,) of a sidecar's bytes, read-only. Raises DataError where they are not one."""
+def load_sidecar(content: bytes, name: str, columns: int) -> NDArray[np.void]:
+    """The entries (n,) of a sidecar's bytes, read-only. Raises DataError where they are not one.
+
+    `columns` counts the set's further columns, as its index lists them.
+    """
     start = 10 + int.from_bytes(content[8:10], "little")  # magic, version and length come before the header's text
     try:
-        return np.frombuffer(content, dtype=SIDECAR, count=_entry_count(content[:start]), offset=start)
+        count = _entry_count(content[:start], columns)
+        return np.frombuffer(content, dtype=sidecar_type(columns), count=count, offset=start)
     except ValueError as error:
         raise DataError(
             f"{name} is no sidecar of format {FORMAT} ({error}). Copy the shard set again, or build it again."
@@ -245,7 +282,7 @@ def list_problems(folder: Path, index: dict[str, Any]) -> list[str]:
     return problems
 
 
-def _shallow_problems(folder: Path, shard: dict[str, Any]) -> list[str]:
+def _shallow_problems(folder: Path, shard: dict[str, Any], columns: int) -> list[str]:
     """What the sidecar and the tail of one shard show: a foreign sidecar, and members that the sidecar does not know.
 
     A tar ends in up to 20 blocks of zeros, so that another tool can add a member without changing the file's size.
@@ -254,7 +291,7 @@ def _shallow_problems(folder: Path, shard: dict[str, Any]) -> list[str]:
     content = (folder / name).read_bytes()
     if zlib.crc32(content) != shard["sidecar_crc32"]:
         return [f"{name} is damaged or of another set (its CRC-32 differs from the index)"]
-    entries = load_sidecar(content, name)
+    entries = load_sidecar(content, name, columns)
     end = int((entries["offset"] + entries["length"]).max(initial=0))
     with open(folder / shard["name"], "rb") as file:
         file.seek(end)
@@ -270,6 +307,8 @@ class ShardSet:
         self.fingerprint: str = index["fingerprint"]
         self.dataset = dataset
         self.sites: tuple[str, ...] = tuple(index["sites"])
+        self.devices: tuple[str, ...] = tuple(index["devices"])
+        self.columns: tuple[str, ...] = tuple(index["columns"])
         self._shards: dict[str, list[tuple[str, int]]] = {
             split: [(shard["name"], shard["samples"]) for shard in index["shards"] if shard["split"] == split]
             for split in SPLITS
@@ -292,7 +331,11 @@ class ShardSet:
         index = read_index(folder)
         problems = list_problems(folder, index)
         if not problems:
-            problems = [problem for shard in index["shards"] for problem in _shallow_problems(folder, shard)]
+            problems = [
+                problem
+                for shard in index["shards"]
+                for problem in _shallow_problems(folder, shard, len(index["columns"]))
+            ]
         if problems:
             more = f" ({len(problems) - 5} more; list all: python shards/build.py verify={folder})"
             raise DataError(
@@ -311,13 +354,14 @@ class ShardSet:
     def table(self, split: str) -> SampleTable:
         """The rows of one split ("train", "val" or "test")."""
         if split not in self._tables:
+            count, kind = len(self.columns), sidecar_type(len(self.columns))
             parts = [
-                load_sidecar((self.folder / sidecar_name(name)).read_bytes(), sidecar_name(name))
+                load_sidecar((self.folder / sidecar_name(name)).read_bytes(), sidecar_name(name), count)
                 for name, _ in self._shards[split]
             ]
             plain = [part.view(np.uint8) for part in parts]  # joined as bytes: by columns it takes ten times as long
-            entries = np.concatenate(plain).view(SIDECAR) if parts else np.zeros(0, dtype=SIDECAR)
-            self._tables[split] = SampleTable(entries, self.sites)
+            entries = np.concatenate(plain).view(kind) if parts else np.zeros(0, dtype=kind)
+            self._tables[split] = SampleTable(entries, self.sites, self.devices, self.columns)
         return self._tables[split]
 
     def _shard(self, name: str) -> _OpenShard:

@@ -32,7 +32,7 @@ def verify(folder: str | Path) -> None:
         raise CheckFailedError(str(error)) from None
     problems = list_problems(folder, index)
     for shard in index["shards"]:
-        problems += [f"{shard['name']}: {problem}" for problem in _shard_problems(folder, shard)]
+        problems += [f"{shard['name']}: {problem}" for problem in _shard_problems(folder, shard, len(index["columns"]))]
     if problems:
         raise CheckFailedError(
             f"{folder} has {len(problems)} problems:\n  " + "\n  ".join(problems) + "\nCopy or build the set again."
@@ -40,7 +40,7 @@ def verify(folder: str | Path) -> None:
     log.info("%s is whole: %d shards, %d samples", folder, len(index["shards"]), sum(index["samples"].values()))
 
 
-def _shard_problems(folder: Path, shard: dict[str, Any]) -> list[str]:
+def _shard_problems(folder: Path, shard: dict[str, Any], columns: int) -> list[str]:
     """What is wrong with the content of one shard and its sidecar; absent files are reported elsewhere."""
     tar, sidecar = folder / shard["name"], folder / sidecar_name(shard["name"])
     if not all(path.is_file() and not path.is_symlink() for path in (tar, sidecar)):
@@ -52,7 +52,7 @@ def _shard_problems(folder: Path, shard: dict[str, Any]) -> list[str]:
     if hashlib.sha256(content).hexdigest() != shard["sidecar_sha256"] or zlib.crc32(content) != shard["sidecar_crc32"]:
         return [*problems, f"the sha256 of {sidecar.name} differs from the index"]
     try:
-        problems += _member_problems(tar, load_sidecar(content, sidecar.name), shard["split"])
+        problems += _member_problems(tar, load_sidecar(content, sidecar.name, columns), shard["split"])
     except DataError as error:
         problems.append(str(error))
     return problems

@@ -226,7 +226,8 @@ def _cohort(places: Sequence[Path], root: Path) -> tuple[Section | None, Section
     for place in places:
         if not (place / "data.json").is_file():
             continue
-        named = files.read_json(place / "data.json").get("shards")
+        described = files.read_json(place / "data.json")
+        named = described.get("shards")
         if not named:
             continue
         source = str((place / "data.json").relative_to(root))
@@ -237,6 +238,7 @@ def _cohort(places: Sequence[Path], root: Path) -> tuple[Section | None, Section
         targets = _targets(place)
         rows = [_split_row(split, shards.table(split), targets) for split in SPLITS]
         cohort = {"source": source, "problem": None, "rows": rows, "threshold": targets.threshold}
+        cohort["excluded"] = described.get("excluded", {})
         return cohort, {"source": source, **_examples(shards, targets)}
     return None, None
 

@@ -57,8 +57,8 @@ def compare(config: CompareConfig) -> None:
         if not wanted:
             return
         # Everything that can be refused is refused before any work.
-        pool = labelled_rows(shards, "train", config.task.target, config.targets, config.rows).require_both_classes()
-        test = labelled_rows(shards, "test", config.task.target, config.targets, "all").require_both_classes()
+        pool = labelled_rows(shards, "train", config, config.rows).require_both_classes()
+        test = labelled_rows(shards, "test", config, "all").require_both_classes()
         draws = {labels: _draws(pool, labels, config) for labels in config.labels}
         towers = _towers(config)
         describe(folder, config, identity, shards)
@@ -76,8 +76,8 @@ def compare(config: CompareConfig) -> None:
             arms, test.labels, test.patient, draws=config.bootstrap, seed=config.seed, level=config.level
         )
         summary = {
-            "arms": comparison.arm_rows(config.cohort),
-            "differences": comparison.difference_rows() if config.cohort == "main" else [],
+            "arms": comparison.arm_rows("null" if config.null else "main"),
+            "differences": [] if config.null else comparison.difference_rows(),
             **_provenance(config, pool, test),
         }
         files.write_text(folder / "predictions.csv", _predictions(scores, test))
@@ -102,7 +102,7 @@ def _draws(pool: LabelledRows, labels: str, config: CompareConfig) -> list[Label
 
 
 def _arms(config: CompareConfig) -> list[str]:
-    chosen = [arm for arm in config.arms if config.cohort == "main" or arm in NULL_ARMS]
+    chosen = [arm for arm in config.arms if not config.null or arm in NULL_ARMS]
     return [arm for arm in chosen if arm != "shuffled" or config.shuffled_weights]
 
 
@@ -249,7 +249,7 @@ def _network_scores(
 def _provenance(config: CompareConfig, pool: LabelledRows, test: LabelledRows) -> dict[str, Any]:
     """What the figures of a summary were measured on and how."""
     return {
-        "cohort": config.cohort,
+        "cohort": "null" if config.null else "main",
         "target": config.task.target,
         "rows": pool.kind,
         "pool": pool.counts(),

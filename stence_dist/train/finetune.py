@@ -48,10 +48,10 @@ def finetune(config: FinetuneConfig) -> None:
         if not wanted:
             return
         # Everything that can be refused is refused before any work.
-        pool = labelled_rows(shards, "train", config.task.target, config.targets, config.rows)
+        pool = labelled_rows(shards, "train", config, config.rows)
         fit = pool.draw(config.labels, config.label_seed).require_both_classes()
-        val = labelled_rows(shards, "val", config.task.target, config.targets, config.rows).require_both_classes()
-        test = labelled_rows(shards, "test", config.task.target, config.targets, "all")
+        val = labelled_rows(shards, "val", config, config.rows).require_both_classes()
+        test = labelled_rows(shards, "test", config, "all")
         tower = starting_tower(config)
         describe(folder, config, identity, shards)
         logger.info("%s on %d labelled ECGs of %d patients", config.mode, len(fit.rows), fit.counts()["patients"])

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from stence_dist.config.targets import TargetsConfig
+from stence_dist.config.compare import CompareConfig
+from stence_dist.config.finetune import FinetuneConfig
+from stence_dist.data.cohort_table import LABEL_COLUMN
+from stence_dist.data.exclusion import kept_rows
 from stence_dist.data.shards import SampleTable, ShardSet
 from stence_dist.errors import DataError
 from stence_dist.evaluate.label_efficiency import draw_labels, patients_for
@@ -65,14 +68,21 @@ class LabelledRows:
         )
 
 
-def labelled_rows(shards: ShardSet, split: str, target: str, targets: TargetsConfig, rows: str) -> LabelledRows:
-    """The labelled rows of a split, of one kind: rows = auto (ecg_only where there are any) | ecg_only | paired | all.
+def labelled_rows(shards: ShardSet, split: str, config: FinetuneConfig | CompareConfig, rows: str) -> LabelledRows:
+    """The labelled rows of a split that take part, of one kind.
 
-    Raises DataError where there is none.
+    rows = auto (ecg_only where there are any) | ecg_only | paired | all; the config says which target and which rows
+    are excluded. Raises DataError where none is left.
     """
-    table = shards.table(split)
-    labels = label(table.segments, target, targets, table.has_study)
-    known = ~np.isnan(labels)
+    table, target = shards.table(split), config.task.target
+    if LABEL_COLUMN.fullmatch(target) and target not in shards.columns:
+        held = ", ".join(name for name in shards.columns if LABEL_COLUMN.fullmatch(name)) or "none"
+        raise DataError(f"{shards.folder} holds no {target} (label columns there: {held}). Choose another task.target.")
+    if target in shards.columns:
+        labels = table.column(target)
+    else:
+        labels = label(table.segments, target, config.targets, table.has_study)
+    known = ~np.isnan(labels) & kept_rows(shards, split, config.cohort.exclude)
     if rows == "auto":
         rows = "ecg_only" if (known & ~table.has_study).any() else "paired"
     of_kind = {"ecg_only": ~table.has_study, "paired": table.has_study, "all": np.ones(len(known), dtype=bool)}[rows]
@@ -80,7 +90,8 @@ def labelled_rows(shards: ShardSet, split: str, target: str, targets: TargetsCon
     if len(chosen) == 0:
         raise DataError(
             f"{shards.folder}: none of the {int(of_kind.sum())} {split} rows (rows={rows}) has a known label for "
-            f"task.target={target}. Check seg_1 … seg_16 of the cohort, rows=, or targets.unreported=normal."
+            f"task.target={target} and takes part. Check the cohort's columns, rows=, cohort.exclude=, or "
+            "targets.unreported=normal."
         )
     return LabelledRows(split, target, rows, table, chosen, labels[chosen])
 

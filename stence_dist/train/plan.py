@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from stence_dist import distributed, files, seeds
 from stence_dist.config.pretrain import PretrainConfig
+from stence_dist.data.exclusion import kept_rows
 from stence_dist.data.order import batch_hash, global_batch, ordinals
 from stence_dist.data.shards import SampleTable, ShardSet
 from stence_dist.engine import resolve_precision
@@ -32,6 +33,7 @@ class Plan:
     table: SampleTable
     rows: NDArray[np.int64]  # (N,) rows of the training table that are pairs
     study_rows: NDArray[np.int64]  # (N,) whose study each of them gets: its own, unless shuffle_pairs
+    validation_rows: NDArray[np.int64]  # (M,) rows of the validation table that are pairs
     labels: NDArray[np.float32]  # (N, 11), NaN = unknown or target not used
     used_targets: NDArray[np.bool_]  # (11,) False where a target has one class only
     total_steps: int
@@ -73,8 +75,8 @@ def plan(config: PretrainConfig, device: torch.device) -> Plan:
         )
     shards = ShardSet.open(config.data.shards)
     table = shards.table("train")
-    rows = np.flatnonzero(table.has_study)
-    for split, count in (("train", len(rows)), ("val", int(shards.table("val").has_study.sum()))):
+    rows, validation_rows = (_pair_rows(shards, split, config) for split in ("train", "val"))
+    for split, count in (("train", len(rows)), ("val", len(validation_rows))):
         if count < 2:
             raise DataError(f"data.shards={config.data.shards}: {count} pairs in {split}; pretraining needs 2 or more.")
     pairs_per_step = config.engine.global_batch_size
@@ -89,11 +91,17 @@ def plan(config: PretrainConfig, device: torch.device) -> Plan:
         table=table,
         rows=rows,
         study_rows=study_rows,
+        validation_rows=validation_rows,
         labels=np.where(used, labels, np.nan).astype(np.float32),
         used_targets=used,
         total_steps=total,
         identity=identity(config, total_steps=total, fingerprint=shards.fingerprint),
     )
+
+
+def _pair_rows(shards: ShardSet, split: str, config: PretrainConfig) -> NDArray[np.int64]:
+    """The rows (n,) of a split that are pairs and take part."""
+    return np.flatnonzero(shards.table(split).has_study & kept_rows(shards, split, config.cohort.exclude))
 
 
 def _used_targets(labels: NDArray[np.float32], config: PretrainConfig) -> NDArray[np.bool_]:

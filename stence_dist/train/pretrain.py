@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from stence_dist import checkpoint, distributed, files, launchers
 from stence_dist.config.pretrain import PretrainConfig
+from stence_dist.data.exclusion import exclusion_counts
 from stence_dist.data.loader import PairReader, training_batches
 from stence_dist.engine import build, full_state
 from stence_dist.errors import CommonFailureError, DataError, RefusedError, StoppedError
@@ -148,7 +149,7 @@ class _Run:
         self.files = RunFolder(folder, writes=distributed.rank() == 0)
         self.stop = StopRequest(folder)
         self.best: checkpoint.Best | None = None
-        self.validation = Validation(prepared.shards, self.config, prepared.rows)
+        self.validation = Validation(prepared.shards, self.config, prepared.rows, prepared.validation_rows)
         self.waited_s, self.saved_s, self.logged_at, self.logged_step = 0.0, 0.0, time.perf_counter(), 0
         self.done = 0  # updates
         self.samples = torch.empty(0, dtype=torch.int64)  # of this rank, while an update is computed
@@ -238,7 +239,8 @@ class _Run:
         return {
             "shards": str(Path(self.config.data.shards).resolve()),
             "fingerprint": self.plan.shards.fingerprint,
-            "pairs": {split: int(self.plan.shards.table(split).has_study.sum()) for split in ("train", "val")},
+            "pairs": {"train": len(self.plan.rows), "val": len(self.plan.validation_rows)},
+            "excluded": exclusion_counts(self.plan.shards, self.config.cohort.exclude),
             "identity": self.plan.identity,
         }
 

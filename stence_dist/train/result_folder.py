@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from stence_dist import files
+from stence_dist.config.compare import CompareConfig
+from stence_dist.config.finetune import FinetuneConfig
 from stence_dist.config.load import to_dict, to_yaml
+from stence_dist.data.exclusion import exclusion_counts
 from stence_dist.data.shards import ShardSet
 from stence_dist.train.run_folder import check_same_run, environment, write_status
 
@@ -47,11 +50,16 @@ def result_folder(folder: Path, purpose: str, identity: dict[str, Any]) -> Itera
         lock.release()
 
 
-def describe(folder: Path, config: Any, identity: dict[str, Any], shards: ShardSet) -> None:
+def describe(folder: Path, config: FinetuneConfig | CompareConfig, identity: dict[str, Any], shards: ShardSet) -> None:
     """Write what the result is made from; call it once nothing can be refused any more."""
     files.write_text(folder / "config.yaml", to_yaml(config))
     files.write_json(folder / "environment.json", environment())
-    described = {"identity": identity, "fingerprint": shards.fingerprint, "shards": str(shards.folder.resolve())}
+    described = {
+        "identity": identity,
+        "fingerprint": shards.fingerprint,
+        "shards": str(shards.folder.resolve()),
+        "excluded": exclusion_counts(shards, config.cohort.exclude),
+    }
     files.write_json(folder / "data.json", described)
     write_status(folder, "running", 0, "")
 

@@ -36,10 +36,12 @@ class Validation:
     Built once per run; `run` measures a model. rows that a rank lacks are padded, so that all gather equal shapes.
     """
 
-    def __init__(self, shards: ShardSet, config: PretrainConfig, train_rows: NDArray[np.int64]) -> None:
+    def __init__(
+        self, shards: ShardSet, config: PretrainConfig, train_rows: NDArray[np.int64], rows: NDArray[np.int64]
+    ) -> None:
         self.config = config
         table = shards.table("val")
-        self.rows = np.flatnonzero(table.has_study)
+        self.rows = rows
         self.patient = table.patient[self.rows]
         self.labels = label(table.segments[self.rows], "patient", config.targets, table.has_study[self.rows])
         train = shards.table("train")

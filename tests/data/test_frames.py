@@ -7,7 +7,7 @@ import pytest
 
 from stence_dist.data.frames import contrast_frame, fit_square, frame_indices, to_bytes
 from stence_dist.data.readers import ReaderError
-from stence_dist.data.readers.views_table import read_views_table
+from stence_dist.data.readers.images.views_table import read_views_table
 
 
 @pytest.mark.parametrize(

@@ -238,8 +238,58 @@ def test_bad_numpy_files_are_refused(tmp_path: Path, signal: Signal) -> None:
         with pytest.raises(ReaderError):
             read_ecg(tmp_path / "d.npz")
     (tmp_path / "c.xml").write_text("<x/>")
-    with pytest.raises(ReaderError, match=r"no known format; expected WFDB or \.npy/\.npz"):
+    with pytest.raises(ReaderError, match=r"no known format; expected WFDB, npz"):
         read_ecg(tmp_path / "c.xml")
+
+
+def test_one_of_many_recordings(tmp_path: Path, signal: Signal) -> None:
+    """`all.npy#2` of an array (recordings, samples, leads) is that recording; a number that is not there is named."""
+    path = tmp_path / "all.npy"
+    np.save(path, np.stack([signal.T * number for number in (1, 2, 3)]).astype(np.float32))
+    declared = {"sampling_rate": 250, "unit": "uV", "leads": list(LEADS), "axes": "samples_leads"}
+    path.with_suffix(".json").write_text(json.dumps(declared))
+    record = read_ecg(tmp_path / "all.npy#2")
+    assert record.sampling_rate == 250
+    assert np.abs(record.signal() - removed_median(signal * 0.003)).max() <= 0.0005 + 1e-6
+    for name, part in (("all.npy", "holds 3 recordings"), ("all.npy#3", "#0 to #2"), ("all.npy#x", "#x is not there")):
+        with pytest.raises(ReaderError, match=part):
+            read_ecg(tmp_path / name)
+    write(tmp_path, signal)
+    with pytest.raises(ReaderError, match="WFDB holds one"):
+        read_ecg(tmp_path / "r#0")
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t", "  "])
+def test_text_tables(tmp_path: Path, signal: Signal, separator: str) -> None:
+    """A line per sample; leads named by the first line or by the sidecar; a time column is left out."""
+    path = tmp_path / "a.csv"
+    table = np.column_stack([np.arange(signal.shape[1]) / 500, signal.T])
+    path.with_suffix(".json").write_text('{"sampling_rate": 500, "unit": "mV"}')
+    np.savetxt(path, table, fmt="%.6f", delimiter=separator, header=separator.join(["time", *LEADS]), comments="")
+    record = read_ecg(path)
+    assert np.abs(record.signal() - removed_median(signal)).max() <= 0.0005 + 1e-6
+    np.savetxt(path, table[:, 1:], fmt="%.6f", delimiter=separator)
+    with pytest.raises(ReaderError, match="lacks leads"):
+        read_ecg(path)
+    path.with_suffix(".json").write_text(json.dumps({"sampling_rate": 500, "unit": "mV", "leads": list(LEADS)}))
+    np.testing.assert_array_equal(read_ecg(path).values, record.values)
+    path.write_text(path.read_text() + separator.join(["x"] * 12) + "\n")
+    with pytest.raises(ReaderError, match="no number"):
+        read_ecg(path)
+
+
+@pytest.mark.parametrize("kept", [["I", "II"], ["II", "aVL"], ["I", "III", "aVF"], ["aVR", "aVL", "aVF", "II"]])
+def test_missing_limb_leads_are_derived(tmp_path: Path, signal: Signal, kept: list[str]) -> None:
+    """From any two of the six, to quantization; what was derived is named."""
+    rows = [LEADS.index(lead) for lead in kept] + list(range(6, 12))
+    np.savez(tmp_path / "a.npz", signal=signal[rows], sampling_rate=500, unit="mV", leads=[LEADS[n] for n in rows])
+    record = read_ecg(tmp_path / "a.npz")
+    assert record.flags["derived_leads"] == [lead for lead in LEADS[:6] if lead not in kept]
+    assert np.abs(record.signal() - removed_median(signal)).max() <= 0.0005 + 1e-6
+    rows = rows[1:] if len(kept) == 2 else rows[:-1]  # one limb lead is too few, and no chest lead can be derived
+    np.savez(tmp_path / "a.npz", signal=signal[rows], sampling_rate=500, unit="mV", leads=[LEADS[n] for n in rows])
+    with pytest.raises(ReaderError, match="12 leads needed"):
+        read_ecg(tmp_path / "a.npz")
 
 
 def frames_of(study: ImageStudy) -> list[int]:
@@ -362,7 +412,7 @@ def test_bad_studies_are_refused(
     assert "not one that pydicom decodes" in message()
     make_run(path, frames)
     monkeypatch.setattr(Decoder, "is_available", property(lambda decoder: False))
-    monkeypatch.setattr("stence_dist.data.readers.dicom_xa._IN_EXTRA", (".1.2.1",))
+    monkeypatch.setattr("stence_dist.data.readers.images.dicom_xa._IN_EXTRA", (".1.2.1",))
     assert 'pip install "stence_dist[dicom]"' in message()
 
 

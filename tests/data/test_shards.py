@@ -179,10 +179,10 @@ def test_the_index_of_another_set(tampered: Path, small_cohort: Path, tmp_path: 
 def test_the_index_itself(tampered: Path) -> None:
     """A newer format, an older one, an edited index, a shard name that leaves the folder, no JSON."""
     edit_index(tampered, format=99)
-    assert "has format 99; this version reads format 1. Update stence_dist" in refused(tampered)
+    assert "has format 99; this version reads format 2. Update stence_dist" in refused(tampered)
     edit_index(tampered, format=0)
     assert "Build the set again" in refused(tampered)
-    edit_index(tampered, format=1, seal=False, rejected=7)
+    edit_index(tampered, format=2, seal=False, rejected=7)
     assert "its fingerprint differs" in refused(tampered)
     index = json.loads((tampered / "index.json").read_text())
     index["shards"][0]["name"] = "../train-000000.tar"

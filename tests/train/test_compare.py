@@ -118,7 +118,7 @@ def test_a_cell_is_what_finetune_gives(mode: str, compared: Path, shards: Path, 
 
 def test_a_null_cohort_has_its_own_rows(shards: Path, tmp_path: Path) -> None:
     """Three arms with 99 % bounds, and no differences."""
-    compare(config(shards, tmp_path, cohort="null", labels=["12"], unsupervised_weights=None))
+    compare(config(shards, tmp_path, null=True, labels=["12"], unsupervised_weights=None))
     summary = strict(tmp_path / "compare" / "summary.json")
     assert [row["arm"] for row in summary["arms"]] == ["probe", "finetune", "scratch"]
     assert all(set(row) == ARM_KEYS | {"low99", "high99"} for row in summary["arms"])

@@ -12,9 +12,13 @@ import pytest
 import torch
 from labelled_shards import SIZES, labelled_shards
 
+from stence_dist.config.build import BuildConfig
+from stence_dist.config.cohort import CohortConfig
 from stence_dist.config.ecg_encoder import ResNetConfig
 from stence_dist.config.finetune import FinetuneConfig, LabelledDataConfig, SupervisedConfig, TaskConfig
 from stence_dist.config.targets import TargetsConfig
+from stence_dist.data.build import build
+from stence_dist.data.exclusion import exclusion_counts
 from stence_dist.data.shards import ShardSet
 from stence_dist.errors import ConfigError, DataError
 from stence_dist.evaluate.statistics import auroc
@@ -126,9 +130,55 @@ def test_useless_labels_are_refused(
 def test_rows_choose_train_and_validation_only(shards: Path) -> None:
     """paired and all give other rows; unknown labels never count."""
     opened = ShardSet.open(shards)
+    whole = config(shards, Path("none"), None, mode="scratch")
     for rows, count in (("auto", 24), ("ecg_only", 24), ("paired", 10), ("all", 34)):
-        assert len(labelled_rows(opened, "train", "patient", NORMAL, rows).rows) == count
-    assert len(labelled_rows(opened, "test", "rca", TargetsConfig(), "all").rows) < 16
+        assert len(labelled_rows(opened, "train", whole, rows).rows) == count
+    unknown = dataclasses.replace(whole, task=TaskConfig(target="rca"), targets=TargetsConfig())
+    assert len(labelled_rows(opened, "test", unknown, "all").rows) < 16
+
+
+def test_labels_of_any_task_and_excluded_rows(cohort_writer: Callable[..., Path], tmp_path: Path) -> None:
+    """label_* columns travel with the set and are targets; cohort.exclude leaves rows out, and is refused where the
+    set cannot know.
+    """
+    table = cohort_writer(tmp_path, pairs=6, ecg_only=24)
+    with open(table, newline="", encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    for number, line in enumerate(lines):
+        line |= {"label_af": ["0", "1", ""][number % 3], "acute": str(int(number % 5 == 0)), "lvef": str(30 + number)}
+        line |= {"device": "MAC 5500" if number % 2 else "", "split": ["train", "val", "test"][number % 3 % 2]}
+    lines[0]["split"] = lines[2]["split"] = "test"
+    with open(table, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(lines[0]))
+        writer.writeheader()
+        writer.writerows(lines)
+    build(BuildConfig(cohort=str(table), out=str(tmp_path / "set"), image_size=16, workers=1, shard_size=7))
+    opened = ShardSet.open(tmp_path / "set")
+    assert opened.columns == ("acute", "lvef", "device", "label_af")
+
+    def chosen(exclude: list[str], split: str = "train") -> dict[int, float]:
+        """Labels by cohort row, counted from 0."""
+        changes = {"task": TaskConfig("label_af"), "cohort": CohortConfig(exclude)}
+        settings = config(tmp_path / "set", tmp_path, None, mode="scratch", **changes)
+        rows = labelled_rows(opened, split, settings, "all")
+        return {int(sample) - 1: float(label) for sample, label in zip(rows.sample, rows.labels, strict=True)}
+
+    train = [number for number in range(30) if number not in (0, 2) and number % 3 % 2 == 0]
+    known = [number for number in train if number % 3 < 2]
+    assert chosen([]) == {number: float(number % 3) for number in known}
+    assert sorted(chosen(["acute"])) == [number for number in known if number % 5]
+    assert sorted(chosen(["device=MAC 5500", "lvef<40"])) == [n for n in known if n % 2 == 0 and n >= 10]
+    counts = exclusion_counts(opened, ["acute", "lvef<40"])
+    assert counts["acute"]["train"] == sum(number % 5 == 0 for number in train)
+    assert counts["all"]["train"] == sum(number % 5 == 0 or number < 10 for number in train)
+    with pytest.raises(DataError, match="does not hold prior_revascularization"):
+        chosen(["prior_revascularization"])
+    absent = config(tmp_path / "set", tmp_path, None, mode="scratch", task=TaskConfig("label_cabg"))
+    with pytest.raises(DataError, match=r"holds no label_cabg \(label columns there: label_af\)"):
+        labelled_rows(opened, "train", absent, "all")
+    for entry in ("acute=1", "age", "patient_key=1", "age<old"):
+        with pytest.raises(ConfigError, match=r"cohort\.exclude has the entry"):
+            CohortConfig([entry])
 
 
 def test_budget_and_rate() -> None:
@@ -145,7 +195,7 @@ def test_budget_and_rate() -> None:
 def test_training_learns_a_planted_label(shards: Path) -> None:
     """The loss on a handful of recordings falls well below chance, and every tensor of the network moves."""
     opened = ShardSet.open(shards)
-    rows = labelled_rows(opened, "train", "patient", NORMAL, "auto").draw("8", 0)
+    rows = labelled_rows(opened, "train", config(shards, Path("none"), None, mode="scratch"), "auto").draw("8", 0)
     tower = build_ecg_tower(TINY, None, seed=0)
     classifier = EcgClassifier(tower.encoder)
     before = {name: value.clone() for name, value in classifier.state_dict().items()}

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stence_dist.ecg import LEADS
 from stence_dist.errors import DataError
 
 MISSING = -32768
@@ -15,23 +14,6 @@ LARGEST = 32767
 MILLIVOLTS_PER_STEP = 0.001
 # A record may not ask for more memory than this before its size was compared with its file's.
 MAX_VALUES = 400_000_000
-
-_UNITS = {
-    "v": 1e3,
-    "volt": 1e3,
-    "volts": 1e3,
-    "mv": 1.0,
-    "millivolt": 1.0,
-    "millivolts": 1.0,
-    "uv": 1e-3,
-    "\u00b5v": 1e-3,  # micro sign
-    "\u03bcv": 1e-3,  # Greek mu
-    "microvolt": 1e-3,
-    "microvolts": 1e-3,
-    "nv": 1e-6,
-}
-_LEAD_NAMES = {lead.casefold(): lead for lead in LEADS} | {"di": "I", "dii": "II", "diii": "III"}
-_LEAD_PREFIXES = ("mdc_ecg_lead_", "lead ", "lead_", "ecg ")
 
 
 class ReaderError(DataError):
@@ -46,44 +28,6 @@ class ReaderError(DataError):
 
     def __reduce__(self) -> tuple[type["ReaderError"], tuple[str, str]]:
         return type(self), (str(self), self.field)
-
-
-def canonical_lead(name: str | None) -> str | None:
-    """The lead of `LEADS` that `name` means (any case, `Lead II`, `DII`, `MDC_ECG_LEAD_II`), else None."""
-    text = (name or "").strip().casefold()  # a WFDB signal need not have a description
-    for prefix in _LEAD_PREFIXES:
-        text = text.removeprefix(prefix)
-    return _LEAD_NAMES.get(text)
-
-
-def millivolts_per_unit(unit: str) -> float:
-    """Millivolts in one `unit` (V, mV, uV, nV and their spellings). Raises ReaderError for any other unit."""
-    try:
-        return _UNITS[unit.strip().casefold()]
-    except KeyError:
-        raise ReaderError(
-            f"unit {unit.strip() or '(empty)'!r} is not known; expected V, mV, uV or nV. Correct the file's header."
-        ) from None
-
-
-def choose_leads(names: Sequence[str | None]) -> list[int]:
-    """Positions in `names` of the 12 leads in `LEADS` order; others (Frank, Nehb) are dropped. Raises ReaderError."""
-    positions: dict[str, int] = {}
-    for position, name in enumerate(names):
-        lead = canonical_lead(name)
-        if lead is None:
-            continue
-        if lead in positions:
-            found = " ".join(map(str, names))
-            raise ReaderError(f"lead {lead} is there twice (found {found}); each lead is expected once.")
-        positions[lead] = position
-    missing = [lead for lead in LEADS if lead not in positions]
-    if missing:
-        found = " ".join(lead for lead in LEADS if lead in positions) or "none"
-        limb = all(lead in LEADS[:6] for lead in missing)
-        advice = "add the missing limb leads to the file" if limb else f"{' '.join(missing)} cannot be derived"
-        raise ReaderError(f"lead {' '.join(missing)} missing (found {found}); 12 leads needed, {advice}.")
-    return [positions[lead] for lead in LEADS]
 
 
 def to_millivolts(values: NDArray[np.int16], scale: float) -> NDArray[np.float32]:

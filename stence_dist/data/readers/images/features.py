@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from stence_dist.data.readers.arrays import NPY_MAGIC, load_npy
+from stence_dist.data.readers.images.views_table import read_views_table
+from stence_dist.data.readers.npy import NPY_MAGIC, load_npy
 from stence_dist.data.readers.record import ImageStudy, ReaderError, View
-from stence_dist.data.readers.views_table import read_views_table
 
 _LARGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
 

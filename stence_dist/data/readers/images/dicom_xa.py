@@ -25,8 +25,8 @@ from stence_dist.data.frames import (
     frame_indices,
     to_bytes,
 )
+from stence_dist.data.readers.images.views_table import ViewNote, read_views_table
 from stence_dist.data.readers.record import ImageStudy, ReaderError, View
-from stence_dist.data.readers.views_table import ViewNote, read_views_table
 
 # X-ray angiographic and radiofluoroscopic image storage, and their enhanced forms.
 RUN_CLASSES = frozenset(f"1.2.840.10008.5.1.4.1.1.12.{number}" for number in ("1", "2", "1.1", "2.1"))
