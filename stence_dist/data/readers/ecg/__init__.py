@@ -3,7 +3,15 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from stence_dist.data.readers.ecg.aecg import is_aecg, read_aecg
 from stence_dist.data.readers.ecg.arrays import is_npy, is_npz, read_npy, read_npz
+from stence_dist.data.readers.ecg.cardiosoft import is_cardiosoft, read_cardiosoft
+from stence_dist.data.readers.ecg.dicom_waveform import is_dicom_waveform, read_dicom_waveform
+from stence_dist.data.readers.ecg.edf import is_edf, read_edf
+from stence_dist.data.readers.ecg.hdf5 import is_hdf5, read_hdf5
+from stence_dist.data.readers.ecg.muse import is_muse, read_muse
+from stence_dist.data.readers.ecg.philips import is_philips, read_philips
+from stence_dist.data.readers.ecg.tensors import is_tensors, read_tensors
 from stence_dist.data.readers.ecg.text_table import is_text_table, read_text_table
 from stence_dist.data.readers.ecg.waveform import Waveform
 from stence_dist.data.readers.ecg.wfdb_record import is_wfdb, read_wfdb
@@ -16,10 +24,18 @@ Recognizes = Callable[[Path, bytes], bool]  # the path and the first bytes of th
 RECORDINGS: dict[str, tuple[Recognizes, Callable[[Path], Waveform]]] = {
     "WFDB": (is_wfdb, read_wfdb),
     "npz": (is_npz, read_npz),
+    "DICOM": (is_dicom_waveform, read_dicom_waveform),
+    "EDF": (is_edf, read_edf),
+    "GE MUSE XML": (is_muse, read_muse),
+    "GE CardioSoft XML": (is_cardiosoft, read_cardiosoft),
+    "HL7 aECG": (is_aecg, read_aecg),
+    "Philips XML": (is_philips, read_philips),
     "text table": (is_text_table, read_text_table),
 }
 COLLECTIONS: dict[str, tuple[Recognizes, Callable[[Path, str | None], Waveform]]] = {
     "npy": (is_npy, read_npy),
+    "HDF5": (is_hdf5, read_hdf5),
+    "pt": (is_tensors, read_tensors),
 }
 
 

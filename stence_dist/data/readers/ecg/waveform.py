@@ -30,7 +30,7 @@ _UNITS = {
     "microvolts": 1e-3,
     "nv": 1e-6,
 }
-_MODEL = re.compile(r"[\w .+/-]{1,40}")
+_MODEL = re.compile(r"(?=.*\d)[\w .+/-]{1,40}")  # a product has a number; people, who also stand there, have none
 
 
 def millivolts_per_unit(unit: str) -> float:

@@ -5,7 +5,7 @@ else goes through the wfdb package, which the tests hold this reader to. https:/
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,15 @@ from stence_dist.data.readers.record import ReaderError
 
 # ADC units per millivolt of `wfdb_scale=raw`: what carts that store 1 uV per unit use, LUDB's Schiller among them.
 RAW_UNITS_PER_MILLIVOLT = 1000.0
-_BITS = {"8": 8, "16": 16, "24": 24, "32": 32, "61": 16, "80": 8, "160": 16, "212": 12}
+# Bits per sample, or a lower bound; the other formats are compressed.
+_BITS = {"8": 8, "16": 16, "24": 24, "32": 32, "61": 16, "80": 8, "160": 16, "212": 12, "310": 10, "311": 10}
 _LARGEST_HEADER = 1_000_000  # bytes
 _DEFAULT_GAIN = 200.0  # where a header states none, or 0
 _INVALID = -32768  # of format 16
-_RECORD_LINE = re.compile(r"\S+ (?P<signals>\d+) (?P<rate>\d+\.?\d*) (?P<samples>\d+)(?: \S+)*")
+_LONGEST_GAPS = 10  # frames of a record of several segments, per frame that is stored
+_RECORD_LINE = re.compile(r"[^\s/]+ (?P<signals>\d{1,6}) (?P<rate>\d+\.?\d*) (?P<samples>\d{1,12})(?: \S+)*")
 _SIGNAL_LINE = re.compile(
-    r"(?P<file>\S+) 16(?:x1)?(?:\+(?P<offset>\d+))? (?P<gain>\d+\.?\d*(?:e[+-]?\d+)?)(?:\((?P<baseline>-?\d+)\))?"
+    r"(?P<file>\S+) 16(?:x1)?(?:\+(?P<offset>\d{1,12}))? (?P<gain>\d+\.?\d*(?:e[+-]?\d+)?)(?:\((?P<baseline>-?\d+)\))?"
     r"(?:/(?P<unit>\S+))? \d+ (?P<zero>-?\d+) -?\d+ -?\d+ 0 (?P<name>\S.*)"
 )
 
@@ -60,20 +62,28 @@ def is_wfdb(path: Path, start: bytes) -> bool:
 def read_wfdb(path: Path) -> Waveform:
     """The leads of a WFDB record of one or several segments, by its gains and before them. Raises ReaderError."""
     header = header_of(path)
-    if header.stat().st_size > _LARGEST_HEADER:
-        raise ReaderError(f"the WFDB header has {header.stat().st_size} bytes; expected a small text file.")
     signals = _read_plain(header)
-    return _read_by_package(header) if signals is None else signals.waveform()
+    if signals is not None:
+        return signals.waveform()
+    import wfdb  # a second that few records need
+
+    record = _parse(header)
+    if isinstance(record, wfdb.MultiRecord):
+        return _read_segments(header, record)
+    return _read_by_package(header, record)
 
 
 def _text_lines(header: Path) -> list[str]:
-    """The header's lines without comments. UTF-8, or Latin-1 where it is none."""
+    """The header's lines without comments. UTF-8, or Latin-1 where it is none. Raises ReaderError for a huge one."""
+    if header.stat().st_size > _LARGEST_HEADER:
+        raise ReaderError(f"the WFDB header has {header.stat().st_size} bytes; expected a small text file.")
     content = header.read_bytes()
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError:
         text = content.decode("latin-1")
-    return [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    lines = [line.strip() for line in text.splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
 
 
 def _signal_file(header: Path, name: str) -> Path:
@@ -94,8 +104,9 @@ def _check_length(file: Path, needed: int) -> None:
 
 
 def _kind(name: str) -> str:
-    """A file's suffix: its whole name may identify a patient."""
-    return "*" + Path(name).suffix
+    """A file's suffix: its whole name may identify a patient, and so may what only looks like a suffix."""
+    suffix = Path(name).suffix
+    return "*" + suffix if len(suffix) <= 4 else "(name withheld)"
 
 
 def _read_plain(header: Path) -> _Signals | None:
@@ -141,16 +152,8 @@ def _name(header: Path) -> str:
     return str(header.absolute())[: -len(".hea")]
 
 
-def _read_by_package(header: Path) -> Waveform:
-    import wfdb
-
-    record = _parse(header)
-    if isinstance(record, wfdb.MultiRecord):
-        return _read_segments(header, record)
-    return _read_segment(header, record)
-
-
-def _read_segment(header: Path, record: Any) -> Waveform:
+def _read_by_package(header: Path, record: Any) -> Waveform:
+    """The leads of a record of one segment in any format."""
     import wfdb
 
     chosen = [number for number, name in enumerate(record.sig_name or ()) if canonical_lead(name)]
@@ -179,33 +182,64 @@ def _read_segment(header: Path, record: Any) -> Waveform:
 
 
 def _read_segments(header: Path, record: Any) -> Waveform:
-    """A record of several segments, joined; a gap between them is missing samples."""
+    """A record of several segments, joined by lead; gaps, and leads that a segment lacks, are missing samples."""
+    places = list(zip(record.seg_name, record.seg_len, strict=True))
+    frames = sum(record.seg_len)
+    if record.sig_len not in (None, frames):
+        raise ReaderError(f"the WFDB header states {record.sig_len} samples, its segments {frames}; is it damaged?")
+    check_size(record.n_sig, frames)
+    # A segment of no samples is the layout of those that follow, which name their signals themselves.
+    names = [name for name, length in places if name != "~" and length]
+    stored = sum(length for name, length in places if name != "~")
+    # Repeated segments and gaps cost a line of text each, and could ask for any amount of memory.
+    if len(set(names)) != len(names) or frames > _LONGEST_GAPS * stored:
+        raise ReaderError("the WFDB record repeats a segment, or is next to nothing but gaps; name one segment of it.")
+    parts = {name: _read_segment(header, name) for name in names}
+    rates = {part.sampling_rate for part in parts.values() if part.leads} or {float(record.fs)}
+    if len(rates) > 1 or record.fs <= 0:
+        raise ReaderError("the WFDB segments have different sampling rates, or none; expected one for all.")
+    rate = rates.pop()
+    per_frame = round(rate / record.fs)
+    for name, length in places:
+        if name in parts and parts[name].leads and parts[name].signal.shape[1] != length * per_frame:
+            raise ReaderError("a segment's WFDB header states another length than the record's; is one damaged?")
+    leads = list(dict.fromkeys(lead for part in parts.values() for lead in part.leads))
+    check_size(max(len(leads), 1), frames * per_frame)
+    signal = np.full((len(leads), frames * per_frame), np.nan)
+    raw = signal.copy()
+    start = 0
+    for name, length in places:
+        stop = start + length * per_frame
+        part = parts.get(name)
+        if part is not None and part.leads:
+            rows = [leads.index(lead) for lead in part.leads]
+            signal[rows, start:stop] = part.signal
+            raw[rows, start:stop] = part.raw
+        start = stop
+    return Waveform(signal, tuple(leads), rate, raw=raw)
+
+
+def _read_segment(header: Path, name: str) -> Waveform:
+    """One segment of the record of `header`, its leads by the names of `LEADS`."""
     import wfdb
 
-    check_size(record.n_sig or 0, record.sig_len or 0)
-    layouts = []
-    for name in record.seg_name:
-        if name == "~":
-            continue
-        if not re.fullmatch(r"[\w-]+", name):
-            raise ReaderError("the WFDB header names a segment outside its own folder.")
-        segment = header.with_name(f"{name}.hea")
-        if not segment.is_file():
-            raise ReaderError("a segment's WFDB header is missing; it belongs beside the record's.")
-        part = _parse(segment)
-        if isinstance(part, wfdb.MultiRecord):
+    if not re.fullmatch(r"[\w-]+", name):
+        raise ReaderError("the WFDB header names a segment outside its own folder.")
+    segment = header.with_name(f"{name}.hea")
+    if not segment.is_file():
+        raise ReaderError("a segment's WFDB header is missing; it belongs beside the record's.")
+    signals = _read_plain(segment)
+    if signals is not None:
+        waveform = signals.waveform()
+    else:
+        record = _parse(segment)
+        if isinstance(record, wfdb.MultiRecord):
             raise ReaderError("a segment of the WFDB record has segments of its own; join them with the wfdb package.")
-        layouts.append(part)
-        if part.sig_len:
-            _check_files(segment, part)
-    try:
-        joined = wfdb.rdrecord(_name(header), m2s=True)
-        signal = np.asarray(joined.p_signal, dtype=np.float64).T
-    except Exception as error:
-        raise ReaderError(f"the WFDB segments cannot be joined ({type(error).__name__}); is one damaged?") from None
-    chosen = [number for number, name in enumerate(joined.sig_name) if canonical_lead(name)]
-    factors = np.array([millivolts_per_unit(joined.units[number]) for number in chosen])[:, None]
-    return Waveform(signal[chosen] * factors, tuple(joined.sig_name[number] for number in chosen), float(joined.fs))
+        waveform = _read_by_package(segment, record)
+    leads = tuple(canonical_lead(lead) for lead in waveform.leads)
+    if len(set(leads)) != len(leads):
+        raise ReaderError("a segment of the WFDB record names a lead twice; each lead is expected once.")
+    return replace(waveform, leads=leads)
 
 
 def _check_files(header: Path, record: Any) -> None:
@@ -218,6 +252,8 @@ def _check_files(header: Path, record: Any) -> None:
     wanted = {file for file, name in zip(record.file_name, record.sig_name, strict=True) if canonical_lead(name)}
     for name in sorted(wanted):
         signals = [number for number, other in enumerate(record.file_name) if other == name]
+        if signals != list(range(signals[0], signals[-1] + 1)):  # the wfdb package would take another signal's samples
+            raise ReaderError("the WFDB header lists the signals of one file apart; expected them one after the other.")
         file = _signal_file(header, name)
         bits = _BITS.get(record.fmt[signals[0]])
         if bits is not None:
