@@ -53,6 +53,8 @@ class BuildConfig:
     image_size: int = key("side of the stored frames, pixels (64 small CNN, 518 DINOv2)", 64)
     frames_per_view: int = key("frames stored per run, around its key frame", 1)
     frame_spacing: int = key("distance between them, in frames of the run", 1)
+    mask_top: float = key("share of a frame's height that is blacked out at its top, against burned-in text", 0.0)
+    mask_bottom: float = key("the same at its bottom; other burned-in text is not removed", 0.0)
     workers: int = key("processes that build shards; never changes a byte", 2)
     limit: int | None = key("build about this many rows, drawn from each split in proportion; null = all", None)
     split_seed: int = key("seed of the split by patient and of the order in shards", 0)
@@ -80,6 +82,11 @@ class BuildConfig:
             raise ConfigError(f"limit={self.limit}. Use 3 or more: train, val and test need a row each.")
         if self.image_size > 4096:
             raise ConfigError(f"image_size={self.image_size}. Use 4096 or less.")
+        if min(self.mask_top, self.mask_bottom) < 0 or not self.mask_top + self.mask_bottom < 1:
+            raise ConfigError(
+                f"mask_top={self.mask_top:g}, mask_bottom={self.mask_bottom:g}. Use shares of the height that leave "
+                "something."
+            )
         check_wfdb_scale(self.wfdb_scale)
 
 

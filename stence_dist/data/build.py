@@ -90,7 +90,9 @@ def build(config: BuildConfig) -> Path:
 def _build_locked(
     config: BuildConfig, cohort: Cohort, rows: list[CohortRow], identity: dict[str, Any], out: Path
 ) -> Path:
-    settings = FrameSettings(config.image_size, config.frames_per_view, config.frame_spacing)
+    settings = FrameSettings(
+        config.image_size, config.frames_per_view, config.frame_spacing, config.mask_top, config.mask_bottom
+    )
     sites, devices = (
         tuple(sorted({row.columns[name] for row in rows if row.columns[name]})) for name in ("site", "device")
     )
@@ -116,7 +118,17 @@ def _kept_columns(rows: list[CohortRow]) -> tuple[str, ...]:
 
 def _identity(config: BuildConfig, rows: list[CohortRow], rejects: list[Reject]) -> dict[str, Any]:
     """What a set is made of: its settings, and a hash over the rows that go in."""
-    settings = ("image_size", "frames_per_view", "frame_spacing", "limit", "split_seed", "shard_size", "wfdb_scale")
+    settings = (
+        "image_size",
+        "frames_per_view",
+        "frame_spacing",
+        "mask_top",
+        "mask_bottom",
+        "limit",
+        "split_seed",
+        "shard_size",
+        "wfdb_scale",
+    )
     named = [dataclasses.asdict(row) for row in rows] + [dataclasses.asdict(reject) for reject in rejects]
     return {**{name: getattr(config, name) for name in settings}, "format": FORMAT, "cohort_sha256": sha256_json(named)}
 

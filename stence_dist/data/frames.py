@@ -1,5 +1,10 @@
-"""From runs to key frames: which frames of a run are kept, and how a frame becomes 8 bit and square."""
+"""From runs to key frames: which frames of a run are kept, and how a frame becomes 8 bit and square.
 
+Text that is burned into the pixels (names, dates) is NOT removed, but for the bands that `mask_top` and `mask_bottom`
+of `FrameSettings` blacken.
+"""
+
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +19,13 @@ _DARKEST_SHARE = 0.02  # of the pixels: about what filled arteries cover
 
 @dataclass(frozen=True)
 class FrameSettings:
-    """How runs become stored frames; see `BuildConfig`."""
+    """How runs become stored frames; see `BuildConfig`. The bands are shares of a frame's height, 0 ... 1 together."""
 
     image_size: int
     frames_per_view: int
     frame_spacing: int
+    mask_top: float = 0.0
+    mask_bottom: float = 0.0
 
 
 def frame_indices(key_frame: int, count: int, spacing: int, total: int) -> list[int]:
@@ -30,20 +37,40 @@ def frame_indices(key_frame: int, count: int, spacing: int, total: int) -> list[
 def contrast_frame(frames: Iterable[NDArray[np.uint8]]) -> int:
     """The frame of most contrast: the darkest pixels against the mean of the run's first frames.
 
-    frames (H, W) uint8 in time order, vessels dark. The score of a frame is the mean fall of the 2 % of pixels that
-    fell most. A run in which nothing darkens gives its middle frame.
+    frames (H, W) uint8 in time order, vessels dark, one held at a time. The score of a frame is the mean fall of the
+    2 % of pixels that fell most. A run in which nothing darkens gives its middle frame.
     """
-    stack = np.stack(list(frames)).astype(np.float32)
-    fall = (stack[:_REFERENCE_FRAMES].mean(axis=0) - stack).reshape(len(stack), -1)
-    count = max(1, round(_DARKEST_SHARE * fall.shape[1]))
-    scores = np.partition(fall, -count, axis=1)[:, -count:].mean(axis=1)
-    return int(scores.argmax()) if scores.max() > 1.0 else len(stack) // 2
+    ordered = iter(frames)
+    early = list(itertools.islice(ordered, _REFERENCE_FRAMES))
+    reference = np.stack(early).astype(np.float32).mean(axis=0)
+    count = max(1, round(_DARKEST_SHARE * reference.size))
+
+    def score(frame: NDArray[np.uint8]) -> float:
+        fall = (reference - frame).ravel()
+        return float(np.partition(fall, -count)[-count:].mean())
+
+    scores = [score(frame) for frame in itertools.chain(early, ordered)]
+    return int(np.argmax(scores)) if max(scores) > 1.0 else len(scores) // 2
 
 
 def to_bytes(frame: NDArray[Any], low: float, high: float, *, inverted: bool) -> NDArray[np.float32]:
     """frame (H, W) as gray values 0 ... 255 (float32, not yet rounded): low -> 0, high -> 255, or the reverse."""
     gray = np.clip((frame.astype(np.float32) - low) / (high - low), 0.0, 1.0) * 255.0
     return np.asarray(255.0 - gray if inverted else gray, dtype=np.float32)
+
+
+def mask_bands(frame: NDArray[np.float32], settings: FrameSettings) -> NDArray[np.float32]:
+    """frame (H, W) of gray values with its top and bottom bands black, as padding is; the frame itself without bands.
+
+    A band of share 0.1 takes round(0.1 * H) rows.
+    """
+    top, bottom = (round(share * len(frame)) for share in (settings.mask_top, settings.mask_bottom))
+    if not top and not bottom:
+        return frame
+    masked = frame.copy()
+    masked[:top] = 0.0
+    masked[len(frame) - bottom :] = 0.0
+    return masked
 
 
 def fit_square(frame: NDArray[np.float32], size: int) -> NDArray[np.uint8]:

@@ -1,38 +1,72 @@
 """Readers of imaging studies, one file per format, chosen by content."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from stence_dist.data.frames import FrameSettings
+from stence_dist.data.readers.images.memmap import is_declaration
 from stence_dist.data.readers.images.views_table import VIEWS_TABLE
 from stence_dist.data.readers.record import ImageStudy, ReaderError
 
+_START = 65536  # bytes that a format is known by
 
-def read_views(path: Path, settings: FrameSettings) -> ImageStudy:
-    """The views of a study: a folder (searched recursively) of DICOM runs or of stored features, or one such file.
+Recognizes = Callable[[Path, bytes], bool]  # the path and the first bytes of the file
+Reads = Callable[[Path, list[Path], FrameSettings], ImageStudy]  # the folder and those of its files that are its own
 
-    Files are known by content; what is neither is counted. Raises ReaderError.
-    """
+
+def _kinds() -> dict[str, tuple[Recognizes, Reads]]:
+    """name -> (is a file of this kind?, read them all). The first that knows a file has it."""
     # pydicom and torch take a second to import; a cohort of ECGs alone needs neither.
     from stence_dist.data.readers.images.dicom_xa import is_dicom, read_runs
     from stence_dist.data.readers.images.features import is_features, read_features
+    from stence_dist.data.readers.images.memmap import is_frame_map, is_token_map, read_frame_maps, read_token_map
+    from stence_dist.data.readers.images.pictures import is_picture, read_pictures
 
+    return {
+        "DICOM files": (is_dicom, read_runs),
+        "pictures": (is_picture, read_pictures),
+        "stored features": (is_features, read_features),
+        "memory maps of frames": (is_frame_map, read_frame_maps),
+        "memory maps of tokens": (is_token_map, read_token_map),
+    }
+
+
+def _members(files: list[Path], kinds: dict[str, tuple[Recognizes, Reads]]) -> dict[str, list[Path]]:
+    """The files of each kind that is there, in the order of `files`. Raises ReaderError for a damaged DICOM file."""
+    members: dict[str, list[Path]] = {}
+    for file in files:
+        with open(file, "rb") as opened:
+            start = opened.read(_START)
+        name = next((name for name, (recognizes, _) in kinds.items() if recognizes(file, start)), None)
+        if name is not None:
+            members.setdefault(name, []).append(file)
+        elif file.suffix.lower() in (".dcm", ".dicom"):
+            raise ReaderError("a file ends in .dcm and holds no DICOM header; damaged?", "study_path")
+    return members
+
+
+def read_views(path: Path, settings: FrameSettings) -> ImageStudy:
+    """The views of a study: a folder (searched recursively) of files of one kind, or one such file.
+
+    Files are known by content; what is of no kind is counted. Kinds do not mix in a study, as one is often made from
+    the other: a picture may be a thumbnail or a report of a run, features come from frames. Raises ReaderError.
+    """
     if not path.exists():
         raise ReaderError("the study folder does not exist.", "study_path")
     folder = path if path.is_dir() else path.parent
     found = sorted(path.rglob("*")) if path.is_dir() else [path]
-    files = [file for file in found if file.is_file() and file.name != VIEWS_TABLE]
-    dicoms = [file for file in files if is_dicom(file)]
-    features = [file for file in files if is_features(file)]
-    damaged = [file for file in files if file.suffix.lower() in (".dcm", ".dicom") and file not in dicoms]
-    if damaged:
-        raise ReaderError(f"{len(damaged)} files end in .dcm and hold no DICOM header; damaged?", "study_path")
-    if dicoms and features:
-        raise ReaderError("the study holds DICOM runs and stored features; the two do not mix.", "study_path")
-    if dicoms:
-        study = read_runs(folder, dicoms, settings)
-    elif features:
-        study = read_features(folder, features)
-    else:
-        raise ReaderError(f"zero views: none of {len(files)} files is a DICOM run or stored features.", "study_path")
-    others = len(files) - len(dicoms) - len(features) + study.others
-    return ImageStudy(study.kind, study.views, others, study.dtype)
+    files = [file for file in found if file.is_file() and file.name != VIEWS_TABLE and not is_declaration(file)]
+    kinds = _kinds()
+    members = _members(files, kinds)
+    if not members:
+        raise ReaderError(f"zero views: none of {len(files)} files is of a known kind.", "study_path")
+    if len(members) > 1:
+        counts = " and ".join(f"{len(members[name])} {name}" for name in kinds if name in members)
+        raise ReaderError(
+            f"the study holds {counts}; one kind only, as a picture may be a thumbnail or a report of a run, and "
+            "features come from frames. Move the others elsewhere.",
+            "study_path",
+        )
+    name, own = members.popitem()
+    study = kinds[name][1](folder, own, settings)
+    return ImageStudy(study.kind, study.views, len(files) - len(own) + study.others, study.dtype)

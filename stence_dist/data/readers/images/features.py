@@ -4,23 +4,22 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from stence_dist.data.frames import FrameSettings
+from stence_dist.data.readers.images.tokens import check_tokens, token_view
 from stence_dist.data.readers.images.views_table import read_views_table
 from stence_dist.data.readers.npy import NPY_MAGIC, load_npy
-from stence_dist.data.readers.record import ImageStudy, ReaderError, View
+from stence_dist.data.readers.record import MAX_VALUES, ImageStudy, ReaderError
 
 _LARGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
 
 
-def is_features(path: Path) -> bool:
+def is_features(path: Path, start: bytes) -> bool:
     """Whether `path` is a .npy or .safetensors file, by its first bytes."""
-    with open(path, "rb") as file:
-        start = file.read(9)
     if start.startswith(NPY_MAGIC):
         return True
     length = int.from_bytes(start[:8], "little")
@@ -36,6 +35,9 @@ def _load_tokens(path: Path) -> tuple[NDArray[Any], str]:
         if tokens.dtype.kind != "f":
             raise ReaderError(f"tokens are of type {tokens.dtype}; expected float16 or float32.", "study_path")
         return tokens, "float16"
+    size = path.stat().st_size
+    if size > 4 * MAX_VALUES:
+        raise ReaderError(f"a .safetensors file has {size} bytes; at most {4 * MAX_VALUES} are read.", "study_path")
     try:
         tensors = load_file(path)
     except (SafetensorError, json.JSONDecodeError, OSError, ValueError):
@@ -50,23 +52,14 @@ def _load_tokens(path: Path) -> tuple[NDArray[Any], str]:
     return tensor.numpy(), "float16"
 
 
-def read_features(folder: Path, files: list[Path]) -> ImageStudy:
+def read_features(folder: Path, paths: list[Path], _settings: FrameSettings) -> ImageStudy:
     """The views of a study of stored features, by file name; angles from views.csv. Raises ReaderError."""
     notes = read_views_table(folder)
     views, kinds = [], set()
-    for path in files:
+    for path in paths:
         tokens, dtype = _load_tokens(path)
-        if tokens.ndim != 3 or 0 in tokens.shape:
-            raise ReaderError(f"tokens of a view have shape {tokens.shape}; expected (F, N, D).", "study_path")
-        largest = np.abs(tokens.astype(np.float32)).max()
-        if not np.isfinite(largest) or (dtype == "float16" and largest > np.finfo(np.float16).max):
-            raise ReaderError("tokens of a view hold NaN, infinity, or values beyond float16.", "study_path")
-        name = path.relative_to(folder).as_posix()
-        note = notes.get(name)
-        angulation = note.angulation if note else np.full(2, np.nan, dtype=np.float32)
-        key_frame = note.key_frame if note else None
-        meta = {"key_frame": key_frame, "key_frame_source": "views.csv" if key_frame is not None else None}
-        views.append(View(tokens, angulation, {**meta, "frame_time": None, "frames": len(tokens)}))
+        check_tokens(tokens, dtype)
+        views.append(token_view(tokens, notes.get(path.relative_to(folder).as_posix())))
         kinds.add(dtype)
     if len(kinds) > 1:
         raise ReaderError("the views of a study mix bfloat16 and other floats; store them alike.", "study_path")

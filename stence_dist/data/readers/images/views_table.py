@@ -23,8 +23,8 @@ class ViewNote:
 def read_views_table(folder: Path) -> dict[str, ViewNote]:
     """The notes of a study folder's `views.csv` (file,key_frame,primary,secondary) by file name; {} without one.
 
-    key_frame counts from 0; primary and secondary are degrees (RAO-/LAO+, CAU-/CRA+); empty = unknown.
-    Raises ReaderError.
+    key_frame counts from 0; primary and secondary are degrees (RAO-/LAO+, CAU-/CRA+); empty = unknown. A file that
+    holds several views is named once for each: FILE#0, FILE#1, ... Raises ReaderError.
     """
     table = folder / VIEWS_TABLE
     if not table.is_file():
@@ -43,7 +43,7 @@ def read_views_table(folder: Path) -> dict[str, ViewNote]:
         raise ReaderError(
             "views.csv cannot be read; expected the columns file,key_frame,primary,secondary.", "study_path"
         ) from None
-    absent = sum(not (folder / name).is_file() for name in notes)
+    absent = sum(not (folder / name).is_file() and not (folder / name.rpartition("#")[0]).is_file() for name in notes)
     if absent:
         raise ReaderError(f"views.csv names {absent} files that are not in the study folder.", "study_path")
     return notes

@@ -1,0 +1,50 @@
+"""Elements of a DICOM header that may be absent, empty, malformed, or stated per frame."""
+
+import logging
+import math
+from typing import Any
+
+from pydicom import config as pydicom_settings
+from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
+
+# pydicom quotes the values that it stumbles over, in warnings and in its log; nothing of a header may end there.
+pydicom_settings.settings.reading_validation_mode = pydicom_settings.IGNORE
+logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+
+
+def _in_groups(groups: Any, name: str) -> Any:
+    """The element `name` of one item of functional groups: it stands in the single item of one of its sequences."""
+    for element in groups:
+        if element.VR == "SQ" and element.value and name in element.value[0]:
+            return element.value[0][name].value
+    return None
+
+
+def stated(header: Dataset, name: str, frame: int = 0) -> Any:
+    """The value of an element for a frame; None where it is absent, empty or malformed.
+
+    Enhanced objects state it in the functional groups of the frame or in the shared ones (PS3.3 C.7.6.16), others in
+    the data set itself.
+    """
+    try:
+        value = None
+        own = header.get("PerFrameFunctionalGroupsSequence") or []
+        if frame < len(own):
+            value = _in_groups(own[frame], name)
+        shared = header.get("SharedFunctionalGroupsSequence") or []
+        if value is None and shared:
+            value = _in_groups(shared[0], name)
+        return header.get(name) if value is None else value
+    except Exception:  # pydicom parses elements where they are used, and damaged ones fail in many ways
+        return None
+
+
+def number(header: Dataset, name: str, frame: int = 0) -> float | None:
+    """The finite number, or the first of several, that an element states for a frame, else None."""
+    value = stated(header, name, frame)
+    try:
+        converted = float(value[0] if isinstance(value, (list, MultiValue)) else value)
+    except (TypeError, ValueError, IndexError):
+        return None
+    return converted if math.isfinite(converted) else None
