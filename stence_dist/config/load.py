@@ -8,6 +8,7 @@ applied last, the value taken literally after the first `=`. The result is plain
 import contextlib
 import dataclasses
 import difflib
+import keyword
 import logging
 import math
 import os
@@ -22,11 +23,12 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from stence_dist import launchers
-from stence_dist.config.ecg_encoder import ResNetConfig
+from stence_dist.config.ecg_encoder import OTIS_SIZES, OtisConfig, ResNetConfig
 from stence_dist.config.image_tower import PixelsConfig, TokensConfig
 from stence_dist.config.optimizer import AdamWConfig, SgdConfig
 from stence_dist.errors import (
@@ -43,7 +45,7 @@ from stence_dist.errors import (
 
 # Every dataclass that a group's YAML may choose. To add one: a dataclass, a line here, a YAML of the same name.
 GROUPS: dict[str, dict[str, type]] = {
-    "ecg_encoder": {"resnet": ResNetConfig},
+    "ecg_encoder": {"resnet": ResNetConfig, **dict.fromkeys(OTIS_SIZES, OtisConfig)},
     "image_tower": {"pixels": PixelsConfig, "tokens": TokensConfig},
     "optimizer": {"adamw": AdamWConfig, "sgd": SgdConfig},
 }
@@ -134,13 +136,23 @@ def load(config_class: type[C], verb: str, arguments: Sequence[str]) -> C:
     """
     choices, values = _split(arguments)
     _check_choices(verb, choices)
-    cfg = _compose(config_class, verb, [f"{group}={name}" for group, name in choices.items()])
+    folders = _verb_groups(verb)
+    try:
+        cfg = _compose(config_class, verb, [f"{folders[group][0]}={name}" for group, name in choices.items()])
+    except HydraException as error:
+        cause = error.__context__
+        if not (choices and isinstance(cause, OmegaConfBaseException)):
+            raise
+        chosen = " ".join(f"{group}={name}" for group, name in choices.items())
+        raise ConfigError(
+            f"{chosen} do not go together: one of them sets {cause.full_key}, which is no key here then."
+        ) from None
     for name, text in values.items():
         _assign(cfg, name, text)
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise ConfigError(
-            f"{', '.join(f'{name}=' for name in missing)} must be given. "
+            f"{', '.join(f'{_as_typed(name)}=' for name in missing)} must be given. "
             f"See `python {_script(verb)} --help` for every key."
         )
     try:
@@ -191,10 +203,15 @@ def _compose(config_class: type, verb: str, overrides: list[str]) -> DictConfig:
         return compose(verb, overrides=overrides)
 
 
-def _verb_groups(verb: str) -> dict[str, str]:
-    """The groups that a verb's YAML composes, with the default choice of each."""
+def _verb_groups(verb: str) -> dict[str, tuple[str, str]]:
+    """What a verb's YAML composes: by the name that is typed, the group's folder and its default choice.
+
+    A folder inside a group's is typed as that group: `recipe=` chooses in recipe/finetune/ where that is what the verb
+    composes.
+    """
     entries = yaml.safe_load((CONFIG_FOLDER / f"{verb}.yaml").read_text()).get("defaults", [])
-    return {name: chosen for entry in entries if isinstance(entry, dict) for name, chosen in entry.items()}
+    groups = {name: chosen for entry in entries if isinstance(entry, dict) for name, chosen in entry.items()}
+    return {name.partition("/")[0]: (name, chosen) for name, chosen in groups.items()}
 
 
 def _check_choices(verb: str, choices: dict[str, str]) -> None:
@@ -203,7 +220,7 @@ def _check_choices(verb: str, choices: dict[str, str]) -> None:
     for group_name, name in choices.items():
         if group_name not in taken:
             raise ConfigError(f"{group_name}= is not a key of this command. --help lists every key.")
-        known = sorted(path.stem for path in (CONFIG_FOLDER / group_name).glob("*.yaml"))
+        known = sorted(path.stem for path in (CONFIG_FOLDER / taken[group_name][0]).glob("*.yaml"))
         if name not in known:
             raise ConfigError(f"{group_name}={name} is not known. Use one of: {', '.join(known)}.")
 
@@ -211,7 +228,8 @@ def _check_choices(verb: str, choices: dict[str, str]) -> None:
 def _assign(cfg: DictConfig, name: str, text: str) -> None:
     """Set one key to what was typed. Text keys take it literally; others are read as YAML scalars or lists."""
     node: Any = cfg
-    for part in name.split("."):
+    parts = [f"{part}_" if keyword.iskeyword(part) else part for part in name.split(".")]
+    for part in parts:
         node = node._get_node(part) if isinstance(node, DictConfig) and part in node.keys() else None  # noqa: SIM118
         if node is None:
             raise ConfigError(_unknown_key(cfg, name))
@@ -232,10 +250,15 @@ def _assign(cfg: DictConfig, name: str, text: str) -> None:
     if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
         raise ConfigError(f"{name}={text} is no finite number.")
     try:
-        OmegaConf.update(cfg, name, value, merge=False)
+        OmegaConf.update(cfg, ".".join(parts), value, merge=False)
     except (OmegaConfBaseException, ValueError):
         kind = getattr(node._metadata.ref_type, "__name__", str(node._metadata.ref_type))
         raise ConfigError(f"{name}={text} is not a value that this key takes (expected {kind}).") from None
+
+
+def _as_typed(name: str) -> str:
+    """A field's name on the command line. One that is a word of Python's ends in `_`, which is not typed: `as_`."""
+    return name.removesuffix("_")
 
 
 def _unknown_key(cfg: DictConfig, name: str) -> str:
@@ -253,7 +276,7 @@ def _keys(cfg: DictConfig, prefix: str = "") -> list[str]:
         if isinstance(node, DictConfig) and dataclasses.is_dataclass(OmegaConf.get_type(node)):
             names += _keys(node, f"{prefix}{part}.")
         else:
-            names.append(f"{prefix}{part}")
+            names.append(f"{prefix}{_as_typed(part)}")
     return names
 
 
@@ -266,9 +289,9 @@ def help_text(config_class: type, verb: str) -> str:
     """Every key of a verb with its meaning and its default, as composed without any argument."""
     cfg = _compose(config_class, verb, [])
     lines = [f"usage: python {_script(verb)} key=value …", "", (config_class.__doc__ or "").strip(), ""]
-    for group_name, chosen in _verb_groups(verb).items():
-        names = sorted(path.stem for path in (CONFIG_FOLDER / group_name).glob("*.yaml"))
-        lines.append(f"  {group_name}={chosen}\n      one of {', '.join(names)} (configs/{group_name}/)")
+    for group_name, (folder, chosen) in _verb_groups(verb).items():
+        names = sorted(path.stem for path in (CONFIG_FOLDER / folder).glob("*.yaml"))
+        lines.append(f"  {group_name}={chosen}\n      one of {', '.join(names)} (configs/{folder}/)")
     lines += _help_rows(cfg, "")
     lines += [
         "",
@@ -289,5 +312,5 @@ def _help_rows(cfg: DictConfig, prefix: str) -> list[str]:
         else:
             missing = OmegaConf.is_missing(cfg, part)
             value = "(required)" if missing else "null" if cfg[part] is None else str(cfg[part])
-            rows.append(f"  {prefix}{part}={value}\n      {texts[part]}")
+            rows.append(f"  {prefix}{_as_typed(part)}={value}\n      {texts[part]}")
     return rows

@@ -93,7 +93,7 @@ def _rewrite(path: Path, change: dict[str, Any]) -> None:
     "change, message",
     [
         ({"format": 2}, "format 2.*reads 1"),
-        ({"encoder": {"name": "otis"}}, "'otis' is not known.*resnet"),
+        ({"encoder": {"name": "unheard"}}, "'unheard' is not known.*resnet"),
         ({"encoder": {"name": "resnet"}}, "keys"),
         ({"surplus": 1}, "surplus"),
         ({"embedding": -1}, "embedding=-1"),

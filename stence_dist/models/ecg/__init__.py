@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from stence_dist.config.ecg_encoder import EcgEncoderConfig, ResNetConfig
+from stence_dist.config.ecg_encoder import EcgEncoderConfig, OtisConfig, ResNetConfig
 from stence_dist.ecg import EcgSpec
 from stence_dist.errors import DataError
 
@@ -22,10 +22,12 @@ class EcgEncoder(nn.Module):
     spec: EcgSpec  # what it expects of a signal
     width: int  # of its features
     blocks: int  # K residual branches that drop-path may skip
+    drop_rates: tuple[float, ...]  # (K,), how often it skips each
 
 
 # config class -> (module, class). A new encoder is a dataclass, a class that takes it, a row here and a YAML.
 ENCODERS: dict[type[EcgEncoderConfig], tuple[str, str]] = {
+    OtisConfig: ("stence_dist.models.ecg.otis", "Otis"),
     ResNetConfig: ("stence_dist.models.ecg.resnet", "ResNet"),
 }
 

@@ -31,6 +31,7 @@ class ResNet(EcgEncoder):
             raise ConfigError(f"ecg_encoder.seconds={config.seconds} is too short. Use e.g. 3.")
         self.width = 2 * config.widths[-1]
         self.blocks = len(config.widths)
+        self.drop_rates = (config.drop_path,) * self.blocks
         self._keep_probability = 1 - config.drop_path
         kernel = (1, config.kernel)
         self.stem = nn.Conv2d(len(self.spec.leads), config.widths[0], kernel, padding=(0, config.kernel // 2))
