@@ -87,6 +87,13 @@ def read_json(path: Path | str) -> Any:
         raise DataError(f"{path} is not valid JSON ({error}); it may be truncated. Make it again.") from None
 
 
+def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a .jsonl file; a last line that a running process has not finished is left out."""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            yield json.loads(line)
+
+
 def save_array(path: Path | str, array: np.ndarray[Any, Any], mode: int = 0o644) -> None:
     """Write one plain `.npy` array (never pickled) to `path` atomically and durably."""
     with replacing(path, mode) as temporary, open(temporary, "wb") as file:

@@ -7,7 +7,7 @@ from stence_dist.config.data import DataConfig
 from stence_dist.config.ecg_encoder import EcgEncoderConfig, ResNetConfig
 from stence_dist.config.engine import EngineConfig
 from stence_dist.config.field import group, key
-from stence_dist.config.image_tower import ImageTowerConfig, PixelsConfig
+from stence_dist.config.image_tower import ImageTowerConfig, PixelsConfig, TokensConfig
 from stence_dist.config.loss import LossConfig
 from stence_dist.config.optimizer import AdamWConfig, OptimizerConfig
 from stence_dist.config.targets import TargetsConfig
@@ -22,6 +22,7 @@ class PretrainConfig:
     steps: int | None = key("length in optimizer steps; null = by epochs", None)
     epochs: float = key("length in passes over the training pairs, where steps is null", 30.0)
     seed: int = key("seed of initialization, order and augmentation", 0)
+    init_from: str | None = key("ECG tower's file that the ECG tower starts from; null = fresh weights", None)
     embedding: int = key("width E of the joint embedding", 256)
     log_every: int = key("steps between rows of metrics.jsonl", 10)
     save_every: int = key("steps between checkpoints", 200)
@@ -29,7 +30,10 @@ class PretrainConfig:
     keep_last: int = key("checkpoints to keep, beside the best", 2)
     best_metric: str = key("validation metric that chooses the best weights; larger is better", "val/recall@5")
     reference_samples: int = key("training pairs embedded as reference for kNN and probe in validation", 1024)
+    knn_neighbors: int = key("nearest reference pairs that vote in val/knn_auroc", 5)
+    knn_distance: str = key("cosine (of standardized embeddings) | euclidean (of embeddings as they are)", "cosine")
     shuffle_pairs: bool = key("control: pair every ECG with another patient's study; nothing should be learned", False)
+    dry_run: bool = key("two steps of everything in RUN_DIR.dry_run, which is removed afterwards", False)
     data: DataConfig = group("shards and their reader", DataConfig)
     cohort: CohortConfig = group("which rows take part", CohortConfig)
     targets: TargetsConfig = group("from percent to labels", TargetsConfig)
@@ -44,6 +48,14 @@ class PretrainConfig:
             raise ConfigError(f"steps={self.steps}, epochs={self.epochs:g}. A run is 1 step or longer.")
         if self.keep_last < 2:
             raise ConfigError(f"keep_last={self.keep_last}. Use 2 or more: a damaged newest checkpoint needs a spare.")
-        for name in ("log_every", "save_every", "eval_every", "embedding", "reference_samples"):
+        if self.knn_distance not in ("cosine", "euclidean"):
+            raise ConfigError(f"knn_distance={self.knn_distance}. Use cosine or euclidean.")
+        tower = self.image_tower
+        if isinstance(tower, TokensConfig) and tower.mode == "token" and self.loss.stenosis_weight > 0:
+            raise ConfigError(
+                f"loss.stenosis_weight={self.loss.stenosis_weight:g} with image_tower.mode=token: stored outputs of "
+                "SegmentMIL cannot learn stenosis any more. Use loss.stenosis_weight=0, or image_tower.mode=patch."
+            )
+        for name in ("log_every", "save_every", "eval_every", "embedding", "reference_samples", "knn_neighbors"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}. Use 1 or more.")

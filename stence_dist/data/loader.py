@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from stence_dist.batch import PairBatch, PairSample, collate
 from stence_dist.config.data import AugmentConfig
-from stence_dist.data.augment import augment_ecg, keep_branches, keep_views, shift_frames
+from stence_dist.data.augment import augment_ecg, augment_frames, keep_branches, keep_views
 from stence_dist.data.order import check_global_batch, ordinals, rank_positions
 from stence_dist.data.sample import StoredSample
 from stence_dist.data.shards import SampleTable, ShardSet
@@ -36,10 +36,12 @@ class PairReader(Dataset[PairSample]):
     """Selected rows of one split as training items (by position) or evaluation items (by row).
 
     rows (k,) are row numbers of the split's table; training positions run over them in `order`'s permutations. Every
-    draw is a function of (seed, position, sample) alone. `augment=None` takes first windows and all views. `blocks`
-    and `drop_path` size the encoder's drop-path mask. `verify`: off | first_pass | always, CRC-32 of what is read;
-    first_pass checks training items of the first epoch and every evaluation item. `partners` (k,) are the rows whose
-    studies, with their segments, training items get instead of their own: the shuffled control.
+    draw is a function of (seed, position, sample) alone. `augment=None` takes first windows and all views. `drop_rates`
+    (K,) are the encoder's. `verify`: off | first_pass | always, CRC-32 of what is read;
+    first_pass checks training items of the first epoch, studies from copies and every evaluation item. `partners` (k,)
+    are the rows whose studies, with their segments, training items get instead of their own: the shuffled control.
+    `copies` are sets of the same rows: a training item's study comes from `shards` or one of them, drawn per sample and
+    epoch.
     """
 
     def __init__(
@@ -52,10 +54,10 @@ class PairReader(Dataset[PairSample]):
         seed: int,
         augment: AugmentConfig | None,
         views: bool,
-        blocks: int = 0,
-        drop_path: float = 0.0,
+        drop_rates: Sequence[float] = (),
         verify: str = "first_pass",
         partners: NDArray[np.int64] | None = None,
+        copies: Sequence[ShardSet] = (),
     ) -> None:
         self.shards = shards
         self.split = split
@@ -64,10 +66,10 @@ class PairReader(Dataset[PairSample]):
         self.seed = seed
         self.augment = augment
         self.views = views
-        self.blocks = blocks
-        self.drop_path = drop_path
+        self.drop_rates = tuple(drop_rates)
         self.verify = verify
         self.partners = rows if partners is None else partners
+        self.copies = tuple(copies)
 
     def __len__(self) -> int:
         """Samples per epoch."""
@@ -98,12 +100,7 @@ class PairReader(Dataset[PairSample]):
         return [self._evaluation_sample(row) for row in rows]
 
     def _training_sample(self, position: int, row: int, partner: int) -> PairSample:
-        first_pass = position < len(self.rows)
-        verify = self.verify == "always" or (self.verify == "first_pass" and first_pass)
-        stored = self._read(row, verify=verify)
-        if partner != row:
-            study = self._read(partner, verify=verify)
-            stored = dataclasses.replace(stored, views=study.views, angulation=study.angulation)
+        stored = self._stored(position, row, partner)
         number = int(self.table.sample[row])
         place, chosen = 0.0, np.arange(0 if stored.views is None else len(stored.views))
         draws = generator(self.seed, "augment ecg", position, number)
@@ -115,18 +112,33 @@ class PairReader(Dataset[PairSample]):
             if self.views:
                 draws = generator(self.seed, "augment views", position, number)
                 chosen = keep_views(len(chosen), self.augment.drop_views, draws)
-                stored = self._move_frames(stored, self.augment.shift_frames, draws)
-        kept = keep_branches(self.blocks, self.drop_path, generator(self.seed, "drop path", position, number))
+                stored = self._augment_frames(stored, self.augment, draws)
+        kept = keep_branches(self.drop_rates, generator(self.seed, "drop path", position, number))
         return self._assemble(row, partner, stored, ecg, chosen, kept)
 
+    def _stored(self, position: int, row: int, partner: int) -> StoredSample:
+        """The recording of `row` with the study of `partner`, from the set that is drawn for this sample and epoch."""
+        epoch = position // len(self.rows)
+        verify = self.verify == "always" or (self.verify == "first_pass" and epoch == 0)
+        source = self.shards
+        if self.copies:
+            draws = generator(self.seed, "copy", epoch, int(self.table.sample[row]))
+            source = (self.shards, *self.copies)[int(draws.integers(1 + len(self.copies)))]
+        if source is self.shards and partner == row:
+            return self._read(self.shards, row, verify=verify)
+        stored = self.shards.read(self.split, row, views=False, verify=verify)
+        # A copy may be read for the first time in any epoch.
+        study = self._read(source, partner, verify=verify or (source is not self.shards and self.verify != "off"))
+        return dataclasses.replace(stored, views=study.views, angulation=study.angulation)
+
     def _evaluation_sample(self, row: int) -> PairSample:
-        stored = self._read(row, verify=self.verify != "off")
+        stored = self._read(self.shards, row, verify=self.verify != "off")
         ecg = self._prepare(stored, row, prepare_windows)
         every = np.arange(0 if stored.views is None else len(stored.views))
-        return self._assemble(row, row, stored, ecg, every, np.ones(self.blocks, dtype=bool))
+        return self._assemble(row, row, stored, ecg, every, np.ones(len(self.drop_rates), dtype=bool))
 
-    def _read(self, row: int, *, verify: bool) -> StoredSample:
-        stored = self.shards.read(self.split, row, views=self.views, verify=verify)
+    def _read(self, shards: ShardSet, row: int, *, verify: bool) -> StoredSample:
+        stored = shards.read(self.split, row, views=self.views, verify=verify)
         if self.views and stored.views is None:
             raise DataError(f"{self._where(row)} has no views. Choose rows that have a study.")
         return stored
@@ -139,12 +151,11 @@ class PairReader(Dataset[PairSample]):
         except SpecMismatchError as error:
             raise SpecMismatchError(f"{self._where(row)}: {error}") from None
 
-    def _move_frames(self, stored: StoredSample, largest: float, draws: np.random.Generator) -> StoredSample:
-        if not largest or stored.views is None or stored.views.dtype != np.uint8:  # stored features have no place
+    def _augment_frames(self, stored: StoredSample, augment: AugmentConfig, draws: np.random.Generator) -> StoredSample:
+        views = stored.views
+        if views is None or views.dtype != np.uint8 or not augment.changes_frames:  # stored features are no frames
             return stored
-        return dataclasses.replace(
-            stored, views=np.stack([shift_frames(view, largest, draws) for view in stored.views])
-        )
+        return dataclasses.replace(stored, views=np.stack([augment_frames(view, augment, draws) for view in views]))
 
     def _where(self, row: int) -> str:
         return f"cohort row {self.table.sample[row]} ({self.split}), patient {self.table.patient_key[row]}"

@@ -1,5 +1,7 @@
 """Nearest neighbors on frozen features: a measure of a representation that trains nothing."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -10,19 +12,34 @@ _BLOCK = 20_000_000  # similarities held at once
 
 
 def knn_scores(
-    reference: NDArray[np.float32], labels: NDArray[np.float32], queries: NDArray[np.float32], *, k: int = NEIGHBORS
+    reference: NDArray[np.float32],
+    labels: NDArray[np.float32],
+    queries: NDArray[np.float32],
+    *,
+    k: int = NEIGHBORS,
+    distance: str = "cosine",
 ) -> NDArray[np.float64]:
-    """Share (n,) of positives among the k nearest reference rows by cosine.
+    """Share (n,) of positives among the k nearest reference rows.
 
-    reference (m, D) with labels (m,) 0/1, queries (n, D); both standardized by the reference's mean and deviation.
+    reference (m, D) with labels (m,) 0/1, queries (n, D). distance: cosine, of rows standardized by the reference's
+    mean and deviation, or euclidean, of the rows as they are (StenCE's).
     """
-    center, scale = reference.mean(axis=0), reference.std(axis=0)
-    scale = np.where(scale > 0, scale, 1)
-    known, asked = (_unit((rows - center) / scale) for rows in (reference, queries))
+    known: NDArray[Any]
+    asked: NDArray[Any]
+    offset: NDArray[Any]
+    if distance == "cosine":
+        center, scale = reference.mean(axis=0), reference.std(axis=0)
+        scale = np.where(scale > 0, scale, 1)
+        known, asked = (_unit((rows - center) / scale) for rows in (reference, queries))
+        offset = np.zeros(1, dtype=np.float32)
+    else:
+        # |a - b|^2 less |a|^2, which is alike for all of a's neighbors; double, as the difference may be small.
+        known, asked = reference.astype(np.float64), queries.astype(np.float64)
+        offset = (known**2).sum(axis=1) / 2
     k = min(k, len(reference))
     step = max(1, _BLOCK // max(1, len(reference)))
     scores = [
-        labels[np.argpartition(-(asked[start : start + step] @ known.T), k - 1, axis=1)[:, :k]].mean(axis=1)
+        labels[np.argpartition(offset - asked[start : start + step] @ known.T, k - 1, axis=1)[:, :k]].mean(axis=1)
         for start in range(0, len(asked), step)
     ]
     return np.asarray(np.concatenate(scores), dtype=np.float64)
@@ -35,12 +52,13 @@ def knn_auroc(
     query_labels: NDArray[np.float32],
     *,
     k: int = NEIGHBORS,
+    distance: str = "cosine",
 ) -> float:
     """AUROC of `knn_scores` over rows whose label is known (not NaN); NaN where no reference or one class is left."""
     known, asked = ~np.isnan(reference_labels), ~np.isnan(query_labels)
     if not known.any() or not asked.any():
         return float("nan")
-    scores = knn_scores(reference[known], reference_labels[known], queries[asked], k=k)
+    scores = knn_scores(reference[known], reference_labels[known], queries[asked], k=k, distance=distance)
     value = auroc(query_labels[asked], scores)
     return float("nan") if value is None else value
 

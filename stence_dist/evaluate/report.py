@@ -5,7 +5,6 @@ where its file is there. Text goes through an autoescaping template; the page ma
 """
 
 import csv
-import json
 import logging
 import math
 from collections.abc import Iterator, Sequence
@@ -152,7 +151,7 @@ def _roc_curve(arm: str, name: str, rows: Sequence[dict[str, str]]) -> list[tupl
 
 def _training(place: Path) -> Section | None:
     """metrics.jsonl: loss, retrieval and linear-probe curves."""
-    rows = list(_json_lines(place / "metrics.jsonl"))
+    rows = list(files.read_json_lines(place / "metrics.jsonl"))
     steps = [row for row in rows if "loss" in row]
     validations = [row for row in rows if row.get("split") == "val"]
     plots = []
@@ -201,15 +200,6 @@ def _chance_loss(place: Path) -> tuple[str, float] | None:
     if engine.get("negatives", "micro") == "micro":
         pool //= engine["accumulation"]
     return f"chance, ln {pool}", math.log(pool)
-
-
-def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a .jsonl file; a last line that a running process has not finished is left out."""
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            logger.warning("%s holds a line that is not whole; left out.", path)
 
 
 def _column(rows: Sequence[dict[str, Any]], name: str) -> tuple[list[float], list[float]]:

@@ -105,16 +105,18 @@ class PairModel(nn.Module):
         )
 
 
-def build_pair_model(config: PretrainConfig, *, tokens_width: int | None, max_views: int, frames: int = 1) -> PairModel:
+def build_pair_model(
+    config: PretrainConfig, *, tokens_width: int | None, max_views: int, frames: int = 1, tokens: int | None = None
+) -> PairModel:
     """A model whose weights depend on the config alone, alike on every rank; its ECG tower is `build_ecg_tower`'s.
 
-    tokens_width, max_views and frames describe the dataset as in `build_image_tower`. Raises ConfigError where the
-    configured towers do not fit it.
+    tokens_width, max_views, frames and tokens describe the dataset as in `build_image_tower`. Raises ConfigError where
+    the configured towers do not fit it.
     """
     ecg_tower = build_ecg_tower(config.ecg_encoder, config.embedding, config.seed)
     with initial_weights(config.seed, "image_tower"):
         image_tower = build_image_tower(
-            config.image_tower, tokens_width=tokens_width, max_views=max_views, frames=frames
+            config.image_tower, tokens_width=tokens_width, max_views=max_views, frames=frames, tokens=tokens
         )
     with initial_weights(config.seed, "image_projector"):
         image_projector = Projector(image_tower.width, config.embedding)

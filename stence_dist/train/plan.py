@@ -17,11 +17,15 @@ from stence_dist.data.order import batch_hash, global_batch, ordinals
 from stence_dist.data.shards import SampleTable, ShardSet
 from stence_dist.engine import resolve_precision
 from stence_dist.errors import ConfigError, DataError
+from stence_dist.models.ecg_tower import load_ecg_tower
 from stence_dist.targets import STENOSIS_PARTS, stenosis_labels
 from stence_dist.train.run_folder import identity
 from stence_dist.train.validate import BEST_METRICS
 
 _STEPS_AT_ONCE = 32
+_DRY_RUN_ROWS = 64  # validation pairs of a dry run
+# Of an encoder's config, what may differ from that of init_from: how it is trained and evaluated, not what it is.
+_FREE_ENCODER_KEYS = {"windows", "drop_path", "checkpointing"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +38,7 @@ class Plan:
     rows: NDArray[np.int64]  # (N,) rows of the training table that are pairs
     study_rows: NDArray[np.int64]  # (N,) whose study each of them gets: its own, unless shuffle_pairs
     validation_rows: NDArray[np.int64]  # (M,) rows of the validation table that are pairs
+    copies: tuple[ShardSet, ...]  # sets of the same rows, with other views
     labels: NDArray[np.float32]  # (N, 11), NaN = unknown or target not used
     used_targets: NDArray[np.bool_]  # (11,) False where a target has one class only
     total_steps: int
@@ -79,12 +84,16 @@ def plan(config: PretrainConfig, device: torch.device) -> Plan:
     for split, count in (("train", len(rows)), ("val", len(validation_rows))):
         if count < 2:
             raise DataError(f"data.shards={config.data.shards}: {count} pairs in {split}; pretraining needs 2 or more.")
+    if config.dry_run:
+        validation_rows = validation_rows[:_DRY_RUN_ROWS]
     pairs_per_step = config.engine.global_batch_size
     total = config.steps if config.steps is not None else math.ceil(config.epochs * len(rows) / pairs_per_step)
     global_batch(0, pairs_per_step, len(rows), config.seed)  # refuses G > N
     study_rows = _partners(table.patient[rows], rows, config.seed) if config.shuffle_pairs else rows
     labels = stenosis_labels(table.segments[study_rows], config.targets, table.has_study[study_rows])
     used = _used_targets(labels, config)
+    copies = _copies(shards, config)
+    starting_weights(config)
     return Plan(
         config=config,
         shards=shards,
@@ -92,11 +101,58 @@ def plan(config: PretrainConfig, device: torch.device) -> Plan:
         rows=rows,
         study_rows=study_rows,
         validation_rows=validation_rows,
+        copies=copies,
         labels=np.where(used, labels, np.nan).astype(np.float32),
         used_targets=used,
         total_steps=total,
-        identity=identity(config, total_steps=total, fingerprint=shards.fingerprint),
+        identity=identity(config, total_steps=total, fingerprint=shards.fingerprint) | _origins(config, copies),
     )
+
+
+def _origins(config: PretrainConfig, copies: tuple[ShardSet, ...]) -> dict[str, Any]:
+    """What else a run is made from, by content: files and folders may move."""
+    origins: dict[str, Any] = {"data.copies": [copy.fingerprint for copy in copies]} if copies else {}
+    if config.init_from:
+        origins["init_from"] = files.sha256_file(config.init_from)
+    return origins
+
+
+def _copies(shards: ShardSet, config: PretrainConfig) -> tuple[ShardSet, ...]:
+    """The sets of data.copies. Raises DataError where one does not hold the training rows of data.shards."""
+    copies = tuple(ShardSet.open(folder) for folder in config.data.copies)
+    ours = shards.table("train").entries
+    for folder, copy in zip(config.data.copies, copies, strict=True):
+        theirs = copy.table("train").entries
+        if copy.dataset != shards.dataset or any(
+            not np.array_equal(ours[column], theirs[column]) for column in ("sample", "patient_key", "view_count")
+        ):
+            raise DataError(
+                f"data.copies={folder} does not hold the training rows of data.shards={config.data.shards}, with views "
+                "of the same number and shape. Build it from the same table and key file, with another study_path."
+            )
+    return copies
+
+
+def starting_weights(config: PretrainConfig) -> dict[str, torch.Tensor]:
+    """The ECG tower's tensors in init_from, those of the projector where its width fits; {} without init_from.
+
+    Raises DataError for a file that is no ECG tower's, ConfigError where its encoder is not the run's.
+    """
+    if not config.init_from:
+        return {}
+    tower = load_ecg_tower(config.init_from)
+    there, here = dataclasses.asdict(tower.config), dataclasses.asdict(config.ecg_encoder)
+    names = ["name"] if there["name"] != here["name"] else sorted(there.keys() - _FREE_ENCODER_KEYS)
+    differing = [f"{name}={there[name]} there and {here[name]} here" for name in names if there[name] != here[name]]
+    if differing:
+        raise ConfigError(
+            f"init_from={config.init_from} is not the encoder of this run, ecg_encoder has {', '.join(differing)}. "
+            "Give the run the file's encoder, or another file."
+        )
+    taken = tower.state_dict()
+    if tower.embedding == config.embedding:
+        return taken
+    return {name: value for name, value in taken.items() if not name.startswith("projector.")}
 
 
 def _pair_rows(shards: ShardSet, split: str, config: PretrainConfig) -> NDArray[np.int64]:

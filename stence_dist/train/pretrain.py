@@ -26,7 +26,7 @@ from stence_dist.models.ecg_tower import save_ecg_tower
 from stence_dist.models.pair_model import build_pair_model
 from stence_dist.profile import StepProfiler, span
 from stence_dist.targets import STENOSIS_TARGETS
-from stence_dist.train.plan import Plan, plan
+from stence_dist.train.plan import Plan, plan, starting_weights
 from stence_dist.train.run_folder import (
     RunFolder,
     check_nothing_saved,
@@ -69,8 +69,18 @@ class StopRequest:
 
 def pretrain(config: PretrainConfig) -> None:
     """Run, or resume, one pretraining. Raises StoppedError when stopped on request, RefusedError before any work."""
+    train(config, start_ranks(config))
+
+
+def start_ranks(config: PretrainConfig) -> torch.device:
+    """Join the other ranks, share the cores with those of this node, and return this rank's device."""
     device = distributed.start(config.engine.timeout_s)
     _set_threads()
+    return device
+
+
+def train(config: PretrainConfig, device: torch.device) -> None:
+    """`pretrain` among ranks that have joined already."""
     folder = Path(config.run_dir)
     lock = files.FolderLock(folder, "pretrain")
     finished, accepted = False, False
@@ -114,6 +124,8 @@ def pretrain(config: PretrainConfig) -> None:
             error = distributed.PeerLostError.of(error)
         _account_for(error, run, folder if accepted else None)
         raise error from error.__cause__
+    finally:
+        lock.release()
 
 
 def _account_for(error: BaseException, run: "_Run | None", folder: Path | None) -> None:
@@ -159,11 +171,18 @@ class _Run:
         config, dataset = self.config, self.plan.shards.dataset
         tokens_width = dataset.width if dataset.kind == "tokens" else None
         model, self.evaluation_model = (
-            build_pair_model(config, tokens_width=tokens_width, max_views=dataset.max_views, frames=dataset.frames).to(
-                self.device
-            )
+            build_pair_model(
+                config,
+                tokens_width=tokens_width,
+                max_views=dataset.max_views,
+                frames=dataset.frames,
+                tokens=dataset.tokens,
+            ).to(self.device)
             for _ in range(2)
         )
+        # Before the engine takes its own copy. A checkpoint, where there is one, replaces all weights.
+        started_from = starting_weights(config)
+        model.ecg_tower.load_state_dict({**model.ecg_tower.state_dict(), **started_from})
         self.engine = build(model, config, device=self.device)
         loaded = checkpoint.load_newest(self.path / "checkpoints", self.engine)
         distributed.refuse_together(lambda: self._check_loaded(loaded))
@@ -177,6 +196,9 @@ class _Run:
             if left_out and config.loss.stenosis_weight > 0:
                 logger.warning("One class only in training, left out of the stenosis loss: %s", ", ".join(left_out))
             place = f"going on after step {step}" if loaded else "starting at step 0"
+            if started_from and not loaded:
+                fresh = "" if any(name.startswith("projector.") for name in started_from) else ", a fresh projector"
+                place += f" from {config.init_from}{fresh}"
             logger.info(
                 "%s: %d pairs, %d steps of %d on %d rank(s), ZeRO %d, %s; %s",
                 self.path,
@@ -196,10 +218,10 @@ class _Run:
             seed=config.seed,
             augment=config.data.augment,
             views=True,
-            blocks=model.ecg_tower.encoder.blocks,
-            drop_path=config.ecg_encoder.drop_path,
+            drop_rates=model.ecg_tower.encoder.drop_rates,
             verify=config.data.verify,
             partners=self.plan.study_rows,
+            copies=self.plan.copies,
         )
         self.known = self.plan.known_counts(step)
         self.batches = training_batches(

@@ -41,7 +41,11 @@ _FREE_KEYS = (
     "keep_last",
     "best_metric",
     "reference_samples",
+    "knn_neighbors",
+    "knn_distance",
+    "init_from",  # the identity of a run that has one holds the file's sha256 instead
     "data.shards",  # the identity holds the index fingerprint instead
+    "data.copies",  # likewise, where there are any
     "data.workers",
     "data.verify",
     "engine.accumulation",  # the identity holds the pool instead

@@ -68,8 +68,7 @@ def training_reader(
         seed=seed,
         augment=config.augment,
         views=False,
-        blocks=tower.encoder.blocks,
-        drop_path=tower.config.drop_path,
+        drop_rates=tower.encoder.drop_rates,
         verify=verify,
     )
 

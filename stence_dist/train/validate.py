@@ -63,7 +63,7 @@ class Validation:
         reference, _, _ = self._embed(model, "train", self.reference_rows, device, with_views=False)
         metrics = retrieval_metrics(ecg, image, self.patient)
         labelled = (reference, self.reference_labels, features, self.labels)
-        metrics["knn_auroc"] = knn_auroc(*labelled)
+        metrics["knn_auroc"] = knn_auroc(*labelled, k=self.config.knn_neighbors, distance=self.config.knn_distance)
         metrics["probe_auroc"] = probe_auroc(*labelled, patient=self.reference_patient, seed=self.config.seed)
         return {f"val/{name}": value for name, value in metrics.items()}
 

@@ -4,9 +4,21 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
+from scipy.ndimage import gaussian_filter, rotate
 
 from stence_dist.config.data import AugmentConfig
-from stence_dist.data.augment import augment_ecg, keep_branches, keep_views, shift_frames
+from stence_dist.data.augment import (
+    augment_ecg,
+    augment_frames,
+    change_contrast,
+    crop_and_rotate,
+    keep_branches,
+    keep_views,
+    shift_frames,
+    stretch,
+    turn_phases,
+)
 from stence_dist.errors import ConfigError
 from stence_dist.seeds import generator
 
@@ -29,12 +41,55 @@ def test_nothing_happens_at_probability_zero() -> None:
     np.testing.assert_array_equal(ECG, before)
 
 
-@pytest.mark.parametrize("name", ["amplitude_probability", "mask_probability", "drop_views", "shift_frames"])
+def test_what_is_off_draws_nothing() -> None:
+    """After StenCE's four at probability 0 their generator has given four numbers, whatever else could be on; frames
+    that nothing changes are the same array."""
+    draws, expected = generator(0, "test"), generator(0, "test")
+    augment_ecg(ECG, OFF, RATE, draws)
+    expected.random(4)
+    assert draws.random() == expected.random()
+    frames = np.zeros((1, 8, 8), dtype=np.uint8)
+    assert augment_frames(frames, OFF, draws) is frames
+    assert not OFF.changes_frames
+    assert draws.random() == expected.random()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "amplitude_probability",
+        "mask_probability",
+        "phase_probability",
+        "phase_noise",
+        "drop_views",
+        "shift_frames",
+        "stretch",
+        "crop_frames",
+        "contrast_frames",
+        "blur_frames",
+    ],
+)
 @pytest.mark.parametrize("value", [-0.1, 1.1, float("nan")])
 def test_shares_outside_0_to_1_are_refused(name: str, value: float) -> None:
     """The error names key and value."""
     with pytest.raises(ConfigError, match=rf"augment\.{name}={value:g} .* Use 0 to 1"):
         AugmentConfig(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"stretch": 0.0}, "above 0; 1 = off"),
+        ({"crop_frames": 0.0}, "above 0; 1 = off"),
+        ({"jitter": -0.1}, "jitter=-0.1"),
+        ({"rescale": float("inf")}, "rescale=inf"),
+        ({"rotate_frames": float("nan")}, "rotate_frames=nan"),
+    ],
+)
+def test_other_values_that_mean_nothing_are_refused(keys: dict[str, float], message: str) -> None:
+    """The error names key and value, or says what 1 means."""
+    with pytest.raises(ConfigError, match=message):
+        AugmentConfig(**keys)
 
 
 def test_draws_follow_the_generator() -> None:
@@ -154,9 +209,151 @@ def test_no_view_is_dropped_at_share_zero() -> None:
 
 
 def test_branches_are_kept_at_their_probability() -> None:
-    """10,000 branches at a drop probability of 0.2, within 4.5 standard deviations; 0 keeps all; none gives none."""
-    kept = keep_branches(10_000, 0.2, generator(0, "path"))
+    """10,000 branches each at rates of 0.2 and 0.5, within 4.5 standard deviations; 0 keeps all; none gives none."""
+    kept = keep_branches([0.2] * 10_000 + [0.5] * 10_000, generator(0, "path"))
     assert kept.dtype == bool
-    assert abs(kept.sum() - 8000) < 180
-    assert keep_branches(7, 0.0, generator(0, "path")).all()
-    assert keep_branches(0, 0.5, generator(0, "path")).shape == (0,)
+    assert abs(kept[:10_000].sum() - 8000) < 180
+    assert abs(kept[10_000:].sum() - 5000) < 225
+    assert keep_branches([0.0] * 7, generator(0, "path")).all()
+    assert keep_branches([], generator(0, "path")).shape == (0,)
+
+
+def test_stretch_is_a_part_resized_as_torch_does() -> None:
+    """Each result is torch's linear interpolation of one part of the drawn length, and many parts occur."""
+    starts = set()
+    for number in range(40):
+        found = stretch(ECG, 1125, generator(0, "stretch", number))
+        assert found.dtype == np.float32
+        for start in range(1500 - 1125 + 1):
+            if np.isclose(found[0, 0], ECG[0, start], atol=0.3):  # the first value lies near the part's first sample
+                part = torch.from_numpy(ECG[None, :, start : start + 1125])
+                resized = torch.nn.functional.interpolate(part, size=1500, mode="linear")[0].numpy()
+                if np.allclose(found, resized, atol=1e-5):
+                    starts.add(start)
+                    break
+        else:
+            pytest.fail("not a part of the ECG")
+    assert len(starts) > 30
+    assert min(starts) < 60
+    assert max(starts) > 315
+    np.testing.assert_array_equal(stretch(ECG, 1500, generator(0, "stretch")), ECG)
+
+
+def test_stretch_draws_its_length_down_to_the_share() -> None:
+    """A ramp comes back with the slope length / 1500: over 200 draws within [0.75, 1], and near both ends."""
+    ramp = np.tile(np.arange(1500, dtype=np.float32), (2, 1))
+    config = dataclasses.replace(OFF, stretch=0.75)
+    slopes = []
+    for number in range(200):
+        found = augment_ecg(ramp, config, RATE, generator(0, "slope", number))
+        slopes.append(float(found[0, 800] - found[0, 700]) / 100)
+    assert 0.7499 <= min(slopes) < 0.76
+    assert 0.99 < max(slopes) <= 1
+
+
+@pytest.mark.parametrize("samples", [1500, 1499])
+def test_phases_turn_alike_for_all_leads(samples: int) -> None:
+    """Power and mean of every lead stay; the turns of all leads are the generator's, within the share of a circle."""
+    ecg = ECG[:, :samples]
+    found = turn_phases(ecg, 0.075, generator(3, "phases"))
+    before, after = np.fft.fft(ecg.astype(np.float64)), np.fft.fft(found.astype(np.float64))
+    np.testing.assert_allclose(np.abs(after), np.abs(before), atol=1e-3)
+    turned = (samples - 1) // 2
+    turns = np.angle(after[:, 1 : turned + 1] / before[:, 1 : turned + 1])
+    expected = 2 * np.pi * 0.075 * generator(3, "phases").random(turned)
+    np.testing.assert_allclose(turns, np.tile(expected, (12, 1)), atol=1e-3)
+    np.testing.assert_allclose(after[:, 0], before[:, 0], rtol=1e-6)
+    if samples % 2 == 0:
+        np.testing.assert_allclose(after[:, samples // 2], before[:, samples // 2], atol=1e-3)
+    np.testing.assert_allclose(turn_phases(ecg, 0.0, generator(3, "phases")), ecg, atol=1e-5)
+
+
+def test_jitter_is_a_factor_per_value() -> None:
+    """Ratios to the input have mean 1 and the deviation that the config says (5 standard errors)."""
+    ratio = draw(dataclasses.replace(OFF, jitter=0.12), 0) / ECG
+    assert abs(ratio.mean() - 1) < 5 * 0.12 / np.sqrt(ratio.size)
+    assert ratio.std() == pytest.approx(0.12, rel=5 / np.sqrt(2 * ratio.size))
+
+
+def test_rescale_is_one_factor_and_never_turns_an_ecg_over() -> None:
+    """Over 300 draws: one ratio each, as |N(1, 0.5)| has them; a negative one would occur in 2.3 % of StenCE's."""
+    factors = []
+    for number in range(300):
+        ratio = draw(dataclasses.replace(OFF, rescale=0.5), number) / ECG
+        assert np.ptp(ratio) < 1e-5
+        factors.append(float(ratio.mean()))
+    assert min(factors) > 0
+    assert np.mean(factors) == pytest.approx(1.0, abs=5 * 0.5 / np.sqrt(300))
+    assert np.std(factors) == pytest.approx(0.5, rel=0.25)
+
+
+def test_crop_is_a_part_of_the_area_blown_up() -> None:
+    """Ramps down and across: the slopes are the crop's sides, its area is 0.5 to 1 of the frame's and its shape 3:4 to
+    4:3 where no side is cut; it lies inside, so that nothing black comes in."""
+    ramps = (
+        np.stack([np.tile(np.arange(64), (64, 1)), np.tile(np.arange(64)[:, None], (1, 64))]).astype(np.uint8) * 3 + 9
+    )
+    areas = []
+    for number in range(100):
+        across, down = crop_and_rotate(ramps, 0.5, 0.0, generator(4, "crop", number)).astype(float)
+        assert min(across.min(), down.min()) >= 9
+        width, height = np.ptp(across) / 3 / 63, np.ptp(down) / 3 / 63
+        areas.append(width * height)
+        if max(width, height) < 0.99:
+            assert 3 / 4 - 0.03 < width / height < 4 / 3 + 0.03
+    assert 0.48 < min(areas) < 0.58
+    assert 0.9 < max(areas) < 1.03
+
+
+def test_rotation_is_about_the_center() -> None:
+    """Against scipy's rotate at the angle of the generator, within one gray level; the corners turn black."""
+    frames = gaussian_filter(np.random.default_rng(0).uniform(0, 255, (2, 41, 41)), (0, 3, 3))
+    frames = np.rint(frames).astype(np.uint8)
+    for number in range(5):
+        found = crop_and_rotate(frames, 1.0, 10.0, generator(5, "rotate", number))
+        draws = generator(5, "rotate", number)
+        draws.random(2)  # the place of the crop
+        angle = draws.uniform(-10, 10)
+        expected = rotate(frames.astype(np.float32), angle, axes=(1, 2), reshape=False, order=1, mode="grid-constant")
+        assert np.abs(found - expected).max() <= 0.51
+        if abs(angle) > 2:
+            assert not np.array_equal(found, frames)
+
+
+def test_contrast_is_two_factors() -> None:
+    """Within the range nothing is clipped, and the result is an affine function of the input by the drawn factors."""
+    frames = np.random.default_rng(0).integers(60, 120, (2, 16, 16)).astype(np.uint8)
+    draws = generator(6, "contrast")
+    brightness, contrast = draws.uniform(0.8, 1.2, size=2)
+    mean = frames.mean() * brightness
+    found = change_contrast(frames, 0.2, generator(6, "contrast"))
+    np.testing.assert_allclose(found, mean + contrast * (frames * brightness - mean), atol=0.51)
+    assert change_contrast(np.full((1, 4, 4), 250, dtype=np.uint8), 0.8, generator(0, "test")).max() <= 255
+
+
+def test_blur_is_drawn_up_to_the_deviation() -> None:
+    """A point spreads with a variance between 0 and that of 0.05 x 64 pixels, and keeps its mass."""
+    frames = np.zeros((1, 64, 64), dtype=np.uint8)
+    frames[0, 24:40, 24:40] = 255
+    config = dataclasses.replace(OFF, blur_frames=0.05)
+    places = np.arange(64) - 31.5
+    variances = []
+    for number in range(60):
+        row = augment_frames(frames, config, generator(7, "blur", number))[0].sum(axis=0, dtype=np.float64)
+        assert row.sum() == pytest.approx(255 * 256, rel=0.02)
+        variances.append((row * places**2).sum() / row.sum() - (16**2 - 1) / 12)
+    assert min(variances) < 0.5
+    assert 7 < max(variances) < 3.2**2 * 1.1
+
+
+def test_frames_are_augmented_by_the_generator_alone() -> None:
+    """Everything on: equal draws give equal bits, others do not; type and shape stay; equal frames stay equal."""
+    config = AugmentConfig(shift_frames=0.1, crop_frames=0.5, rotate_frames=10, contrast_frames=0.8, blur_frames=0.004)
+    assert config.changes_frames
+    frames = np.repeat(np.random.default_rng(0).integers(0, 256, (1, 32, 32), dtype=np.uint8), 2, axis=0)
+    first, again, other = (augment_frames(frames, config, generator(8, "all", number)) for number in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    np.testing.assert_array_equal(first[0], first[1])
+    assert not np.array_equal(first, other)
+    assert first.dtype == np.uint8
+    assert first.shape == frames.shape

@@ -65,7 +65,7 @@ class MemoryShards:
 
 def make_reader(shards: object, rows: np.ndarray, **changes: object) -> PairReader:
     """A training reader over `rows`, everything random switched on."""
-    settings = {"seed": 3, "augment": ALL_ON, "views": True, "blocks": 4, "drop_path": 0.5, **changes}
+    settings = {"seed": 3, "augment": ALL_ON, "views": True, "drop_rates": (0.5,) * 4, **changes}
     return PairReader(shards, "train", rows, settings.pop("spec", SPEC), **settings)  # type: ignore[arg-type]
 
 
@@ -98,7 +98,7 @@ def test_positions_choose_samples_by_the_order() -> None:
 def test_item_without_augmentation_is_the_first_window() -> None:
     """Against prepare_ecg on the stored signal; all views in order; the table's segments and patient."""
     shards = MemoryShards(12)
-    reader = make_reader(shards, np.array([8]), augment=None, drop_path=0.0)
+    reader = make_reader(shards, np.array([8]), augment=None, drop_rates=(0.0,) * 4)
     item = reader.sample(0)
     stored = shards.read("train", 8, views=True, verify=False)
     expected = prepare_ecg(stored.signal(), leads=LEADS, sampling_rate=500, spec=SPEC)
@@ -271,7 +271,7 @@ def test_partners_lend_their_study(small_shards: Path) -> None:
     shards = ShardSet.open(small_shards)
     rows = pairs(shards)
     partners = np.roll(rows, 1)
-    plain = {"augment": None, "drop_path": 0.0}
+    plain = {"augment": None, "drop_rates": (0.0,) * 4}
     shuffled = make_reader(shards, rows, partners=partners, **plain)
     for position in range(len(rows)):
         row = int(ordinals(np.array([position]), len(rows), 3)[0])

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from stence_dist.config.image_tower import ImageTowerConfig, PixelsConfig, TokensConfig
 from stence_dist.errors import ConfigError
+from stence_dist.targets import STENOSIS_TARGETS
 
 
 class ImageFeatures(NamedTuple):
@@ -34,12 +35,13 @@ TOWERS: dict[type[ImageTowerConfig], tuple[str, str]] = {
 
 
 def build_image_tower(
-    config: ImageTowerConfig, *, tokens_width: int | None, max_views: int, frames: int = 1
+    config: ImageTowerConfig, *, tokens_width: int | None, max_views: int, frames: int = 1, tokens: int | None = None
 ) -> ImageTower:
     """The tower that `config` describes, with fresh weights, for one dataset.
 
     tokens_width is the width of stored features, None for stored pixels; max_views the most views of any pair;
-    frames the frames per view. Raises ConfigError where the tower does not fit what is stored, or cannot be built.
+    frames the frames per view; tokens the stored features per frame, None where that is not known. Raises ConfigError
+    where the tower does not fit what is stored, or cannot be built.
     """
     stored = "pixels" if tokens_width is None else "features"
     if isinstance(config, TokensConfig) != (tokens_width is not None):
@@ -50,8 +52,28 @@ def build_image_tower(
             f"image_tower.width={config.width} with image_tower.heads={config.heads}. "
             "Use a width that 4 (the angulation code) and the heads divide, e.g. width=512, heads=4."
         )
+    if isinstance(config, TokensConfig) and tokens_width is not None:
+        _check_tokens(config, tokens_width=tokens_width, max_views=max_views, frames=frames, tokens=tokens)
     module, name = TOWERS[type(config)]
     tower: ImageTower = getattr(importlib.import_module(module), name)(
         config, tokens_width=tokens_width, max_views=max_views, frames=frames
     )
     return tower
+
+
+def _check_tokens(config: TokensConfig, *, tokens_width: int, max_views: int, frames: int, tokens: int | None) -> None:
+    """Raise ConfigError where stored features are not what the configured mode reads."""
+    if config.mode == "patch":
+        if not config.projection and tokens_width != config.width:
+            raise ConfigError(
+                f"image_tower.projection=false with image_tower.width={config.width}, but the stored tokens are "
+                f"{tokens_width} wide. Use image_tower.projection=true, or image_tower.width={tokens_width}."
+            )
+        return
+    outputs = len(STENOSIS_TARGETS)
+    if max_views > 1 or frames > 1 or tokens not in (None, outputs):
+        raise ConfigError(
+            f"image_tower.mode=token reads one view of one frame of {outputs} tokens per study, SegmentMIL's outputs. "
+            f"The shards hold up to {max_views} views of {frames} frames of {tokens or 'some'} tokens. "
+            "Use image_tower.mode=patch."
+        )

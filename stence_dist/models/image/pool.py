@@ -115,7 +115,7 @@ class QueryPool(nn.Module):
     def __init__(self, config: ImageTowerConfig, frames: int) -> None:
         super().__init__()
         self.frames = frames
-        self.angulation_code = AngulationCode(config.width)
+        self.angulation_code = AngulationCode(config.width) if config.angulation else None
         self.frame_code = FrameCode(frames, config.width) if frames > 1 else None
         self.queries = nn.Parameter(torch.randn(QUERY_COUNT, config.width) / config.width**0.5)
         self.layers = nn.ModuleList(
@@ -131,7 +131,9 @@ class QueryPool(nn.Module):
         assert bool(view_mask.any(dim=1).all()), "a pair without a real view"
         if self.frame_code is not None:
             tokens = self.frame_code(tokens)
-        tokens = tokens.flatten(1, 2) + self.angulation_code(angulation[view_mask])[:, None]
+        tokens = tokens.flatten(1, 2)
+        if self.angulation_code is not None:
+            tokens = tokens + self.angulation_code(angulation[view_mask])[:, None]
         rows, views = view_mask.shape
         real = view_mask.flatten().nonzero().squeeze(1)
         memory = tokens.new_zeros(rows * views, *tokens.shape[1:]).index_copy(0, real, tokens)

@@ -1,5 +1,6 @@
-"""An image tower over stored backbone features."""
+"""An image tower over stored features: patch tokens of every view, or what SegmentMIL has said of a whole study."""
 
+import torch
 from torch import Tensor, nn
 
 from stence_dist.config.image_tower import TokensConfig
@@ -8,17 +9,38 @@ from stence_dist.models.image.pool import QueryPool
 
 
 class TokensTower(ImageTower):
-    """One linear layer to the decoder's width, then SegmentMIL's decoder, trained from scratch."""
+    """Both of StenCE's ways to read stored features.
+
+    Patch mode: SegmentMIL's decoder, trained from scratch, reads the tokens of all views; a linear layer brings them
+    to its width. Token mode: a study is 11 stored outputs of SegmentMIL and `cls_token_method` chooses among them;
+    the tower itself has nothing to train, its width is theirs.
+    """
 
     def __init__(self, config: TokensConfig, *, tokens_width: int, max_views: int, frames: int) -> None:
         super().__init__()
-        self.width = config.width
         self.max_views = max_views
-        self.projection = nn.Linear(tokens_width, config.width)
-        self.pool = QueryPool(config, frames)
+        self.projection: nn.Linear | None = None
+        self.pool: QueryPool | None = None
+        if config.mode == "token":
+            self.width = tokens_width
+            self.places, self.how = config.chosen_outputs()
+        else:
+            self.width = config.width
+            if config.projection:
+                self.projection = nn.Linear(tokens_width, config.width)
+            self.pool = QueryPool(config, frames)
 
     def forward(self, views: Tensor, view_mask: Tensor, angulation: Tensor) -> ImageFeatures:
         """ImageFeatures from views (B, V, F, N, tokens_width), view_mask (B, V), angulation (B, V, 2)."""
-        tokens = self.projection(views[view_mask].to(self.projection.weight.dtype))
-        queries = self.pool(tokens, view_mask, angulation)
+        if self.pool is None:
+            return self._chosen(views)
+        tokens = views[view_mask].to(self.pool.queries.dtype)
+        queries = self.pool(tokens if self.projection is None else self.projection(tokens), view_mask, angulation)
         return ImageFeatures(pooled=queries[:, 0], queries=queries)
+
+    def _chosen(self, views: Tensor) -> ImageFeatures:
+        """The chosen ones of stored outputs (B, 1, 1, 11, D), and all of them behind it as queries."""
+        outputs = views[:, 0, 0].to(torch.promote_types(views.dtype, torch.float32))
+        chosen = outputs[:, self.places]
+        pooled = chosen.amax(dim=1) if self.how == "max" else chosen.mean(dim=1)
+        return ImageFeatures(pooled=pooled, queries=torch.cat([pooled[:, None], outputs], dim=1))
