@@ -1,0 +1,61 @@
+"""The check itself: what `path=` is, what it holds, and the three ways to say so."""
+
+import sys
+from pathlib import Path
+
+from stence_dist import files
+from stence_dist.check.cohort import check_cohort
+from stence_dist.check.findings import PROBLEM, Result
+from stence_dist.check.folder import check_file, check_folder, is_recording
+from stence_dist.check.shard_set import check_shards
+from stence_dist.config.check import CheckConfig
+from stence_dist.data.shards import INDEX, refuse_pipe
+from stence_dist.errors import CheckFailedError, DataError
+
+_PARQUET = b"PAR1"
+_TABLES = (".csv", ".parquet")
+
+
+def check(config: CheckConfig) -> None:
+    """Print what `config.path` holds and what is wrong with it; with `config.out`, write it there, too.
+
+    Raises CheckFailedError where a build would stop or be wrong, DataError for a path that is nothing that is known.
+    """
+    path = refuse_pipe(config.path, "path")
+    out = None if config.out is None else Path(config.out)
+    if out is not None and out.exists() and not out.is_dir():
+        raise DataError(f"out={out} is no folder. Choose one, or leave out= away.")
+    result = examine(path, config)
+    sys.stdout.write(result.to_text())
+    if out is not None:
+        from stence_dist.check.page import render
+
+        files.write_json(out / "check.json", result.to_dict(), mode=0o600)
+        files.write_text(out / "check.html", render(result), mode=0o600)
+    problems = result.of_level(PROBLEM)
+    if problems:
+        counted = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise CheckFailedError(f"{counted}: a build would stop here, or what it makes would be wrong.")
+
+
+def examine(path: Path, config: CheckConfig) -> Result:
+    """What is at `path`. Raises DataError."""
+    if path.is_dir():
+        return check_shards(path, config) if (path / INDEX).is_file() else check_folder(path, config)
+    if path.is_file() and _is_cohort(path, config):
+        return check_cohort(path, config)
+    if path.exists() or is_recording(path):
+        return check_file(path, config)
+    raise DataError(f"path={path} does not exist. Give a recording, a folder, a cohort table or a shard set.")
+
+
+def _is_cohort(path: Path, config: CheckConfig) -> bool:
+    """Whether a file is a table of recordings: Parquet, a CSV that names the column of ECGs, or one of no sidecar."""
+    with open(path, "rb") as file:
+        start = file.read(65536)
+    if start.startswith(_PARQUET):
+        return True
+    heading = start.decode("utf-8-sig", errors="replace").partition("\n")[0]
+    if config.columns.ecg_path in [name.strip().strip('"') for name in heading.split(",")]:
+        return True
+    return path.suffix.lower() in _TABLES and not path.with_suffix(".json").is_file()
