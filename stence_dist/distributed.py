@@ -266,6 +266,11 @@ def all_gather_bytes(content: bytes) -> list[bytes]:
     return [rows[index, :size].numpy().tobytes() for index, size in enumerate(sizes)]
 
 
+def backends() -> list[str]:
+    """The back ends that this torch was built with."""
+    return [name for name, there in (("gloo", dist.is_gloo_available()), ("nccl", dist.is_nccl_available())) if there]
+
+
 def hosts() -> list[str]:
     """The host of each rank, on every rank."""
     return [name.decode() for name in all_gather_bytes(socket.gethostname().encode())]

@@ -35,6 +35,8 @@ LAYERS = {
     "train_step": 2,
     "zero_views": 2,
     "evaluate": 2,
+    "check": 3,
+    "doctor": 3,
     "embed": 3,
     "train": 3,
 }

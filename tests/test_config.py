@@ -29,7 +29,8 @@ def required_keys(verb: str) -> list[str]:
     text = help_text(config_class(verb), verb)
     lines = (line.strip() for line in text.splitlines())
     keys = [line.removesuffix("(required)") + "1" for line in lines if line.endswith("=(required)")]
-    return keys + {"finetune": ["weights=1"], "build": ["cohort=1", "out=1"]}.get(verb, [])  # needed by most uses
+    more = {"finetune": ["weights=1"], "build": ["cohort=1", "out=1"], "import_weights": ["as=stence"]}
+    return keys + more.get(verb, [])  # needed by most uses; 1 is not a value of every key
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -92,18 +92,24 @@ def _find_columns(path: Path, header: list[str], columns: ColumnsConfig) -> dict
     return places | {name: place for place, name in enumerate(header) if LABEL_COLUMN.fullmatch(name)}
 
 
-def read_table(path: Path, columns: ColumnsConfig) -> list[dict[str, str]]:
-    """The table's rows as text by canonical column name; unknown columns are left out. Raises DataError."""
-    refuse_pipe(path, "cohort")
+def read_lines(path: Path, key: str) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of a CSV or Parquet table as text, which the user named with `key`. Raises DataError."""
+    refuse_pipe(path, key)
     if not path.is_file():
-        raise DataError(f"cohort={path} is not a file. Expected a CSV or Parquet table.")
+        raise DataError(f"{key}={path} is not a file. Expected a CSV or Parquet table.")
     with open(path, "rb") as file:
         is_parquet = file.read(4) == b"PAR1"
     header, lines = (_read_parquet if is_parquet else _read_csv)(path)
     twice = [name for name, count in Counter(header).items() if count > 1]
     if twice:
         raise DataError(f"{path} has the column {twice[0]!r} twice. Keep one.")
-    places = _find_columns(path, header, columns)
     if not lines:
         raise DataError(f"{path} has a header and no row.")
+    return header, lines
+
+
+def read_table(path: Path, columns: ColumnsConfig) -> list[dict[str, str]]:
+    """The table's rows as text by canonical column name; unknown columns are left out. Raises DataError."""
+    header, lines = read_lines(path, "cohort")
+    places = _find_columns(path, header, columns)
     return [{name: line[place].strip() for name, place in places.items()} for line in lines]

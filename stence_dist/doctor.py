@@ -1,0 +1,239 @@
+"""What this machine can do, and what is missing for what."""
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import resource
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from stence_dist import distributed, files
+from stence_dist.config.doctor import DoctorConfig
+from stence_dist.errors import CheckFailedError, RefusedError
+
+# extra -> what it is for; its packages stand in the package's own metadata.
+EXTRAS = {
+    "dicom": "angiograms in JPEG Lossless and JPEG-LS, as most cath labs store them",
+    "edf": "ECGs in EDF+",
+    "hdf5": "ECGs in HDF5 (CODE-15, SPH)",
+    "philips": "ECGs in Philips XML",
+    "parquet": "cohort tables in Parquet",
+}
+# Ways to store pixels that angiograms come in.
+CODECS = {
+    "uncompressed": "1.2.840.10008.1.2.1",
+    "RLE": "1.2.840.10008.1.2.5",
+    "JPEG baseline": "1.2.840.10008.1.2.4.50",
+    "JPEG extended, 12 bit": "1.2.840.10008.1.2.4.51",
+    "JPEG Lossless": "1.2.840.10008.1.2.4.70",
+    "JPEG-LS": "1.2.840.10008.1.2.4.80",
+    "JPEG 2000": "1.2.840.10008.1.2.4.91",
+}
+_SMALL_SHARED_MEMORY = 2**30  # bytes; loader processes pass batches through it
+_SMALL_DISK = 10 * 2**30
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at. `state`: ok, missing (something optional is absent), warning, or problem."""
+
+    part: str
+    name: str
+    state: str
+    text: str
+
+
+def _attempt(part: str, name: str, look: Callable[[], str]) -> Finding:
+    """What `look` says, or the problem that it raises."""
+    try:
+        return Finding(part, name, "ok", look())
+    except RefusedError as error:
+        return Finding(part, name, "problem", str(error))
+    except Exception as error:  # whatever a broken installation raises is the finding
+        return Finding(part, name, "problem", f"{type(error).__name__}: {str(error)[:200]}")
+
+
+def _requirements() -> list[Requirement]:
+    return [Requirement(text) for text in importlib.metadata.requires("stence_dist") or ()]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _packages() -> list[Finding]:
+    """Core packages against the versions that this one needs."""
+    findings = [Finding("packages", "python", "ok", platform.python_version())]
+    for needed in _requirements():
+        if needed.marker is not None:
+            continue
+        found = _version(needed.name)
+        if found is None:
+            findings.append(Finding("packages", needed.name, "problem", f"not installed; pip install '{needed}'"))
+        elif Version(found) not in needed.specifier:
+            text = f"{found} is installed, {needed.specifier} is needed; pip install '{needed}'"
+            findings.append(Finding("packages", needed.name, "problem", text))
+        else:
+            findings.append(Finding("packages", needed.name, "ok", found))
+    return findings
+
+
+def _extras() -> list[Finding]:
+    findings = []
+    for extra, purpose in EXTRAS.items():
+        marked = [needed for needed in _requirements() if needed.marker is not None]
+        packages = [
+            needed.name
+            for needed in marked
+            if needed.marker is not None and needed.marker.evaluate({"extra": extra}) and needed.name != "stence_dist"
+        ]
+        absent = [name for name in packages if _version(name) is None]
+        if absent:
+            text = f'{", ".join(absent)} not installed; pip install "stence_dist[{extra}]" for {purpose}'
+            findings.append(Finding("extras", extra, "missing", text))
+        else:
+            versions = ", ".join(f"{name} {_version(name)}" for name in packages)
+            findings.append(Finding("extras", extra, "ok", f"{versions}: {purpose}"))
+    return findings
+
+
+def _devices() -> list[Finding]:
+    import torch
+
+    cores = len(os.sched_getaffinity(0))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    findings = [Finding("devices", "CPU", "ok", f"{cores} cores, {memory / 2**30:.0f} GiB of memory")]
+    threads = os.environ.get("OMP_NUM_THREADS")
+    told = f"OMP_NUM_THREADS={threads}" if threads else "OMP_NUM_THREADS is not set: ranks of a node share its cores"
+    findings.append(Finding("devices", "threads", "ok", told))
+    if not torch.cuda.is_available():
+        built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a CPU build"
+        findings.append(Finding("devices", "GPU", "missing", f"none that torch can use (torch is {built})"))
+    for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        about = torch.cuda.get_device_properties(number)
+        with torch.cuda.device(number):
+            half = "bf16" if torch.cuda.is_bf16_supported() else "no bf16: set engine.precision=fp16 (ZeRO 0) or fp32"
+        text = f"{about.name}, {about.total_memory / 2**30:.0f} GiB, capability {about.major}.{about.minor}, {half}"
+        findings.append(Finding("devices", f"GPU {number}", "ok", text))
+    return findings
+
+
+def _codecs() -> list[Finding]:
+    from pydicom.pixels.decoders.base import get_decoder
+    from pydicom.uid import UID
+
+    findings = []
+    for name, syntax in CODECS.items():
+        decoder = get_decoder(UID(syntax))
+        if decoder.is_available:
+            findings.append(Finding("codecs", name, "ok", ", ".join(decoder.available_plugins)))
+        else:
+            advice = "convert these files" if name.endswith("12 bit") else 'pip install "stence_dist[dicom]"'
+            findings.append(Finding("codecs", name, "missing", f"no decoder; {advice}"))
+    return findings
+
+
+def _try_writing(folder: Path) -> str:
+    with tempfile.TemporaryDirectory(prefix=".stence-doctor-", dir=folder) as place:
+        files.write_text(Path(place) / "file", "text")
+        lock = files.FolderLock(Path(place), "doctor").acquire()
+        lock.release()
+    return "durable writes, renames and locks work"
+
+
+def _storage(folder: Path) -> list[Finding]:
+    findings = [_attempt("storage", "writing", lambda: _try_writing(folder))]
+    for name, place, small in (
+        ("disk", folder, _SMALL_DISK),
+        ("shared memory", Path("/dev/shm"), _SMALL_SHARED_MEMORY),
+    ):
+        if not place.is_dir():
+            continue
+        free = shutil.disk_usage(place).free
+        text = f"{free / 2**30:.1f} GiB free"
+        if free < small:
+            advice = "loader processes may fail: data.workers=0, or a larger /dev/shm" if name != "disk" else "little"
+            findings.append(Finding("storage", name, "warning", f"{text}: {advice}"))
+        else:
+            findings.append(Finding("storage", name, "ok", text))
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    findings.append(
+        Finding("storage", "open files", "ok" if soft >= 1024 else "warning", f"at most {soft} per process")
+    )
+    return findings
+
+
+def _try_port() -> str:
+    with socket.socket() as listening, socket.socket() as calling:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        calling.settimeout(5)
+        calling.connect(listening.getsockname())
+    return "ranks of this machine can reach each other"
+
+
+def _try_name() -> str:
+    name = socket.gethostname()
+    return f"this host's name resolves to {socket.gethostbyname(name)}"
+
+
+def _network() -> list[Finding]:
+    findings = [Finding("network", "back ends", "ok", ", ".join(distributed.backends()))]
+    findings.append(_attempt("network", "ports", _try_port))
+    by_name = _attempt("network", "host name", _try_name)
+    if by_name.state != "ok":  # only runs over several nodes meet by name
+        by_name = Finding("network", "host name", "warning", "it does not resolve: give --master_addr by number")
+    return [*findings, by_name]
+
+
+def examine(folder: Path) -> list[Finding]:
+    """Everything looked at, in the order of a report."""
+    parts: list[tuple[str, Callable[[], list[Finding]]]] = [
+        ("packages", _packages),
+        ("extras", _extras),
+        ("devices", _devices),
+        ("codecs", _codecs),
+        ("storage", lambda: _storage(folder)),
+        ("network", _network),
+    ]
+    findings: list[Finding] = []
+    for part, look in parts:
+        try:
+            findings += look()
+        except Exception as error:  # a package that cannot be imported must not hide what else is wrong
+            findings.append(Finding(part, part, "problem", f"{type(error).__name__}: {str(error)[:200]}"))
+    return findings
+
+
+def doctor(config: DoctorConfig) -> None:
+    """Print what was found. Raises CheckFailedError where training would fail."""
+    folder = Path(config.folder)
+    findings = examine(folder)
+    problems = [finding for finding in findings if finding.state == "problem"]
+    if config.json:
+        found: dict[str, Any] = {"usable": not problems, "findings": [vars(finding) for finding in findings]}
+        sys.stdout.write(json.dumps(found, indent=2) + "\n")
+    else:
+        part = ""
+        for finding in findings:
+            if finding.part != part:
+                part = finding.part
+                sys.stdout.write(f"{part}\n")
+            sys.stdout.write(f"  {finding.state:8} {finding.name:22} {finding.text}\n")
+    if problems:
+        names = ", ".join(finding.name for finding in problems)
+        raise CheckFailedError(f"{len(problems)} problems ({names}): training would fail here.")

@@ -1,0 +1,157 @@
+"""Two tables joined into a cohort table, and what falls out."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stence_dist.config.build import BuildConfig
+from stence_dist.config.pair import PairConfig
+from stence_dist.data.build import build
+from stence_dist.data.cohort_table import SEGMENT_COLUMNS
+from stence_dist.data.pair import pair, parse_date
+from stence_dist.data.shards import ShardSet
+from stence_dist.errors import ConfigError, DataError
+
+
+def write_table(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """A CSV of rows that all have the same columns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV."""
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def tables(tmp_path: Path) -> dict[str, str]:
+    """Patient 1: four ECGs around two studies; 2: an ECG long before its study; 3: no study; 4: no ECG; bad rows."""
+    ecgs = [("1", "2024-03-01 08:00"), ("1", "2024-03-09"), ("1", "20240311"), ("1", "2024-06-30"), ("2", "2020-01-01")]
+    ecgs += [("3", "2024-03-01"), ("1", "first of May"), ("", "2024-03-01")]
+    studies = [("1", "2024-03-10", "80"), ("1", "2024-07-01", "10"), ("2", "2024-03-10", "0"), ("4", "2024-03-10", "0")]
+    write_table(
+        tmp_path / "ecg" / "ecgs.csv",
+        [{"patient_id": p, "date": d, "ecg_path": f"r{n}", "age": 60, "sex": ""} for n, (p, d) in enumerate(ecgs)],
+    )
+    others = dict.fromkeys(SEGMENT_COLUMNS[1:], "")
+    write_table(
+        tmp_path / "cath" / "studies.csv",
+        [
+            {"mrn": p, "when": d, "study_path": f"s{n}", "seg_1": s, **others, "age": 61, "sex": "F"}
+            for n, (p, d, s) in enumerate(studies)
+        ],
+    )
+    lines = (tmp_path / "cath" / "studies.csv").read_text().replace("mrn", "patient_id")
+    (tmp_path / "cath" / "studies.csv").write_text(lines)
+    return {
+        "ecg": str(tmp_path / "ecg" / "ecgs.csv"),
+        "studies": str(tmp_path / "cath" / "studies.csv"),
+        "study_date": "when",
+        "out": str(tmp_path / "out" / "cohort.csv"),
+    }
+
+
+def chosen(tables: dict[str, str], **changes: Any) -> dict[str, tuple[str, str, str]]:
+    """ECG -> (study, days between, after the procedure) of the cohort table."""
+    pair(PairConfig(**{**tables, "window_days": 30, **changes}))
+    rows = read_rows(Path(tables["out"]))
+    return {
+        Path(row["ecg_path"]).name: (Path(row["study_path"]).name, row["days_between"], row["after_procedure"])
+        for row in rows
+    }
+
+
+def test_policies(tables: dict[str, str]) -> None:
+    """Nearest takes one ECG per study, before the last one before it, all every ECG with its nearest study."""
+    assert chosen(tables) == {"r1": ("s0", "1", "0"), "r3": ("s1", "1", "0")}
+    assert chosen(tables, policy="before") == {"r1": ("s0", "1", "0"), "r3": ("s1", "1", "0")}
+    every = {"r0": ("s0", "9", "0"), "r1": ("s0", "1", "0"), "r2": ("s0", "-1", "1"), "r3": ("s1", "1", "0")}
+    assert chosen(tables, policy="all") == every
+    assert chosen(tables, policy="all", window_days=2000)["r4"] == ("s2", "1530", "0")
+    left = [row for row in read_rows(Path(tables["out"] + ".left_out.csv")) if row["table"] == "ecg"]
+    assert [row["row"] for row in left] == ["6", "7", "8"]
+    assert [row["reason"].split(",")[0] for row in left] == ["the patient has no study", "no date", "no patient"]
+
+
+def test_what_falls_out_is_counted_without_names(tables: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
+    """Every row of both tables is in the cohort table or in the other one, with its reason."""
+    with caplog.at_level("INFO"):
+        pairs = chosen(tables)
+    left = {(row["table"], int(row["row"])): row["reason"] for row in read_rows(Path(tables["out"] + ".left_out.csv"))}
+    assert len(left) == 12 - 2 * len(pairs)
+    assert left["ecg", 1] == left["ecg", 3] == "another ECG is nearer"
+    assert left["ecg", 5] == "no study within 30 days"
+    assert left["studies", 3] == "no ECG within 30 days"
+    assert left["studies", 4] == "the patient has no ECG"
+    assert "2  ecg: another ECG is nearer" in caplog.text
+    kept = chosen(tables, keep_unpaired=True)
+    assert sorted(kept) == ["r0", "r1", "r2", "r3", "r4", "r5"]
+    assert kept["r5"] == ("", "", "")
+
+
+def test_columns_and_paths(tables: dict[str, str]) -> None:
+    """The ECG's columns win, the study's fill what is empty; paths are those that the new table's folder needs."""
+    chosen(tables)
+    row = read_rows(Path(tables["out"]))[0]
+    assert (row["patient_id"], row["age"], row["sex"], row["seg_1"]) == ("1", "60", "F", "80")
+    assert row["ecg_path"] == "../ecg/r1"
+    assert row["study_path"] == "../cath/s0"
+
+
+def test_times_give_parts_of_days(tmp_path: Path, tables: dict[str, str]) -> None:
+    """With a time in both tables the order within a day is known; without one after_procedure stays empty."""
+    ecg = {"patient_id": "1", "ecg_path": "r"}
+    study = {"patient_id": "1", "when": "2024-03-10 06:00", "study_path": "s"}
+    write_table(Path(tables["studies"]), [study])
+    write_table(Path(tables["ecg"]), [{**ecg, "date": "20240310120000"}])
+    assert chosen(tables) == {"r": ("s", "-0.25", "1")}
+    with pytest.raises(DataError, match="No ECG of 1 and no study of 1"):
+        chosen(tables, policy="before")
+    write_table(Path(tables["ecg"]), [{**ecg, "date": "2024-03-10"}])
+    assert chosen(tables, policy="before") == {"r": ("s", "0", "")}
+
+
+@pytest.mark.parametrize("text", ["", "31.05.2024", "05/31/2024", "2024-13-01", "20241301", "45443"])
+def test_dates_that_could_mean_something_else(text: str) -> None:
+    """Only year-month-day is a date."""
+    assert parse_date(text) is None
+
+
+def test_refusals(tables: dict[str, str]) -> None:
+    """A missing column, a table as its own output, an unknown policy."""
+    with pytest.raises(DataError, match=r"has no column day \(found patient_id, date"):
+        chosen(tables, ecg_date="day")
+    with pytest.raises(DataError, match="one of the tables to join"):
+        chosen(tables, out=tables["ecg"])
+    with pytest.raises(ConfigError, match="policy=closest"):
+        PairConfig(**tables, window_days=1, policy="closest")
+
+
+def test_the_result_builds(small_cohort: Path, tmp_path: Path) -> None:
+    """Two tables made of a cohort give the same patients, pairs and labels; several ECGs of a patient share a split."""
+    rows = [row for row in read_rows(small_cohort) if row["study_path"]]
+    ecgs = [{"patient_id": r["patient_id"], "date": "2024-01-02", "ecg_path": r["ecg_path"]} for r in rows]
+    for number, row in enumerate(rows):
+        row |= {"patient_id": f"p{number // 2}", "date": "2024-01-03"}
+        ecgs[number]["patient_id"] = row["patient_id"]
+    source = small_cohort.parent
+    ecg_table = write_table(tmp_path / "ecgs.csv", [{**row, "ecg_path": source / row["ecg_path"]} for row in ecgs])
+    studies = [{k: v for k, v in row.items() if k not in ("ecg_path", "days_between")} for row in rows]
+    for row in studies:
+        row["study_path"] = str(source / row["study_path"])
+    study_table = write_table(tmp_path / "studies.csv", studies)
+    out = tmp_path / "cohort.csv"
+    pair(PairConfig(ecg=str(ecg_table), studies=str(study_table), window_days=7, policy="all", out=str(out)))
+    build(BuildConfig(cohort=str(out), out=str(tmp_path / "set"), image_size=16, workers=1))
+    opened = ShardSet.open(tmp_path / "set")
+    tables = [opened.table(split) for split in ("train", "val", "test")]
+    assert sum(int(table.has_study.sum()) for table in tables) == len(rows)
+    assert sum(len(set(table.patient.tolist())) for table in tables) == len({row["patient_id"] for row in rows})

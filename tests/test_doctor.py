@@ -1,0 +1,55 @@
+"""What the doctor finds, and when it fails."""
+
+import importlib.metadata
+import json
+from pathlib import Path
+
+import pytest
+
+from stence_dist import doctor as examined
+from stence_dist.config.doctor import DoctorConfig
+from stence_dist.doctor import EXTRAS, Finding, doctor, examine
+from stence_dist.errors import CheckFailedError
+
+
+def found(findings: list[Finding], part: str) -> dict[str, Finding]:
+    """The findings of one part by name."""
+    return {finding.name: finding for finding in findings if finding.part == part}
+
+
+def test_this_machine_is_usable(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Packages with their versions, every extra, codecs, storage and network; nothing is left behind in the folder."""
+    doctor(DoctorConfig(json=True, folder=str(tmp_path)))
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["usable"]
+    findings = [Finding(**entry) for entry in printed["findings"]]
+    assert found(findings, "packages")["torch"].text == importlib.metadata.version("torch")
+    assert set(found(findings, "extras")) == set(EXTRAS)
+    assert found(findings, "codecs")["RLE"].state == "ok"
+    assert "gloo" in found(findings, "network")["back ends"].text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_extra_has_a_line() -> None:
+    """No extra of the package is unknown to the doctor."""
+    stated = set(importlib.metadata.metadata("stence_dist").get_all("Provides-Extra") or ())
+    assert stated - {"dev"} == set(EXTRAS)
+
+
+def test_an_absent_extra_is_named_and_no_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package, the command that installs it, and what it is for."""
+    version = examined._version
+    monkeypatch.setattr(examined, "_version", lambda name: None if name == "h5py" else version(name))
+    finding = found(examine(tmp_path), "extras")["hdf5"]
+    assert finding.state == "missing"
+    assert 'h5py not installed; pip install "stence_dist[hdf5]"' in finding.text
+    doctor(DoctorConfig(folder=str(tmp_path)))
+
+
+def test_problems_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A package that is too old and a folder that cannot be written end with the names of both."""
+    version = examined._version
+    monkeypatch.setattr(examined, "_version", lambda name: "3.0.1" if name == "pydicom" else version(name))
+    with pytest.raises(CheckFailedError, match=r"2 problems \(pydicom, writing\)"):
+        doctor(DoctorConfig(folder=str(tmp_path / "absent")))
+    assert "3.0.1 is installed, >=3.0.2 is needed" in capsys.readouterr().out
