@@ -1,6 +1,7 @@
 """The check itself: what `path=` is, what it holds, and the three ways to say so."""
 
 import sys
+import warnings
 from pathlib import Path
 
 from stence_dist import files
@@ -23,8 +24,13 @@ def check(config: CheckConfig) -> None:
     """
     path = refuse_pipe(config.path, "path")
     out = None if config.out is None else Path(config.out)
-    if out is not None and out.exists() and not out.is_dir():
-        raise DataError(f"out={out} is no folder. Choose one, or leave out= away.")
+    if out is not None:
+        try:
+            out.mkdir(parents=True, exist_ok=True)  # before hours of reading, not after
+        except OSError as error:
+            raise DataError(
+                f"out={out} cannot be a folder ({error.strerror}). Choose one, or leave out= away."
+            ) from None
     result = examine(path, config)
     sys.stdout.write(result.to_text())
     if out is not None:
@@ -40,6 +46,12 @@ def check(config: CheckConfig) -> None:
 
 def examine(path: Path, config: CheckConfig) -> Result:
     """What is at `path`. Raises DataError."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # parsers quote what they stumble over
+        return _examine(path, config)
+
+
+def _examine(path: Path, config: CheckConfig) -> Result:
     if path.is_dir():
         return check_shards(path, config) if (path / INDEX).is_file() else check_folder(path, config)
     if path.is_file() and _is_cohort(path, config):

@@ -60,14 +60,12 @@ def check_file(path: Path, config: CheckConfig) -> Result:
     """What one file holds: a recording, or all of those in it (`FILE#17`: that one). Raises DataError for any other."""
     fields = identifiers.Fields()
     file, entry = split_entry(path)
-    fields.add(identifiers.of_names((file.name,)), identifiers.NAMES, "the file")
-    if entry is not None:
-        contents = _Contents(ecgs=[(f"recording #{'of that name' if not entry.isdecimal() else entry}", path)])
-    elif format_of(path) is not None and not (path.is_file() and _is_bare_array(path)):
-        contents = _Contents(ecgs=_recordings_of("the file", path))
-    elif path.is_file() and view_kind(path) is not None:
-        contents = _Contents(views=[("the file", path)])
+    fields.add(identifiers.of_names((file.name,)), identifiers.NAMES, "file 1")
+    if entry is not None or not path.is_file():  # one of many recordings; a WFDB record without its suffix
+        contents = _Contents(ecgs=[("file 1", path)])
     else:
+        contents = _sort_out([path])
+    if not (contents.ecgs or contents.views or contents.unopened.counts):
         raise DataError(
             f"path={path} is neither an ECG, nor a picture or run, nor a table of a known kind. Expected a recording, "
             "a folder, a cohort table (CSV, Parquet) or a shard set."
@@ -153,6 +151,8 @@ def _sort_out(files: list[Path]) -> _Contents:
                 contents.others.add(suffix if suffix in _SUFFIXES else "any other", label)
         except OSError as error:
             contents.unopened.add(f"a file cannot be opened ({error.strerror})", label)
+        except Exception as error:  # whoever recognizes a format meets damaged files first
+            contents.unopened.add(f"a file is damaged beyond recognition ({type(error).__name__})", label)
     return contents
 
 

@@ -7,7 +7,9 @@ may hold anything: no file is free of identifiers because none was found here.
 import json
 import re
 import warnings
+import zipfile
 from collections.abc import Iterable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element
@@ -69,6 +71,7 @@ _SOURCE_TEXTS = {
     INDEX_NAMES: "names of sites or devices hold a date or a long number; they are in the set's index",
 }
 
+_HDF5_MAGIC, _ZIP_MAGIC = b"\x89HDF\r\n\x1a\n", b"PK\x03\x04"
 _LARGEST_HEADER = 1_000_000  # bytes of a text header
 _DEFERRED = 65536  # bytes from which the value of a DICOM element stays on disk
 _DEEPEST = 6  # sequences within sequences
@@ -218,7 +221,7 @@ def _of_ecg(path: Path) -> tuple[set[str], set[str]]:
     if header.is_file():
         return _of_wfdb(header)
     with open(path, "rb") as file:
-        start = file.read(4096)
+        start = file.read(65536)
     if root_of(start) in _XML_ROOTS:
         return _of_xml(parse_xml(path))
     if start[128:132] == b"DICM":
@@ -226,7 +229,12 @@ def _of_ecg(path: Path) -> tuple[set[str], set[str]]:
         return ({NOT_SEARCHED}, set()) if dataset is None else (of_dicom(dataset), _dicom_units(dataset))
     if start.startswith((b"0       ", b"\xffBIOSEMI")):
         return _of_edf(path, start)
-    return _of_sidecar(path)
+    kinds, units = _of_sidecar(path)
+    if start.startswith(_HDF5_MAGIC):
+        kinds |= _of_hdf5(path)
+    elif start.startswith(_ZIP_MAGIC):
+        kinds |= _of_archive(path)
+    return kinds, units
 
 
 def _known_unit(unit: str) -> str:
@@ -313,6 +321,25 @@ def _of_sidecar(path: Path) -> tuple[set[str], set[str]]:
     declared = json.loads(sidecar.read_text(encoding="utf-8"))
     kinds = {OTHER} if set(declared) - {*FIELDS, "axes", "dataset"} else set()
     return kinds, {str(declared["unit"])} if "unit" in declared else set()
+
+
+def _of_hdf5(path: Path) -> set[str]:
+    """Texts, lists of numbers (of exams, say) and attributes beside the signals; links are not followed."""
+    h5py: Any = import_module("h5py")
+    found: list[bool] = []
+    with h5py.File(path, "r") as file:
+        found.append(len(file.attrs) > 0)
+        file.visititems(lambda _, item: found.append(len(item.attrs) > 0 or len(getattr(item, "shape", (1, 1))) < 2))
+    return {OTHER} if any(found) else set()
+
+
+def _of_archive(path: Path) -> set[str]:
+    """Arrays of a .npz file beside the declared ones; what a torch file calls its tensors is not read."""
+    with zipfile.ZipFile(path) as archive:
+        names = [Path(name).stem for name in archive.namelist() if name.endswith(".npy")]
+    if not names:
+        return {NOT_SEARCHED}
+    return {OTHER} if set(names) - {"signal", "axes", *FIELDS} else set()
 
 
 def read_header(path: Path) -> Any:

@@ -18,7 +18,7 @@ from stence_dist.data.readers.images.pictures import is_picture
 from stence_dist.data.readers.images.views_table import VIEWS_TABLE, ViewNote, read_views_table
 from stence_dist.data.readers.record import ReaderError
 
-DICOM, PICTURE, FEATURES = "DICOM", "picture (PNG, JPEG)", "stored features"
+DICOM, PICTURE, FEATURES = "DICOM images", "picture (PNG, JPEG)", "stored features"
 FRAME_MAP, TOKEN_MAP = "memory map of frames", "memory map of tokens"
 TOKENS = (FEATURES, TOKEN_MAP)
 RUN, SINGLE, NO_RUN = "run", "single frame", "other object"
@@ -313,10 +313,12 @@ class Views:
             section.add(WARNING, f"cannot be used: {what}", count, self._reasons.places(what))
         unstated = self._burned.counts["not stated"]
         if unstated:
-            text = "no word on whether text is burned into the pixels (Burned In Annotation); look before you build"
+            text = (
+                "no word on whether text is burned into the pixels; look: a build blackens mask_top= and mask_bottom="
+            )
             section.add(WARNING, text, unstated, self._burned.places("not stated"))
         if self._burned.counts["YES"]:
-            text = "text is burned into the pixels, by the header's own word; it would go into shards"
+            text = "text is burned into the pixels; a build blackens only what mask_top= and mask_bottom= say"
             section.add(WARNING, text, self._burned.counts["YES"], self._burned.places("YES"))
         if self._directions.counts[UNKNOWN]:
             section.add(NOTE, "no angles; they stay unknown", self._directions.counts[UNKNOWN])

@@ -163,9 +163,9 @@ def test_identifiers_are_counted_by_kind(faults: Result) -> None:
     table = next(table for section in faults.sections for table in section.tables if "fill a field" in table.title)
     counts = {row[0]: dict(zip(table.columns[1:], row[1:], strict=True)) for row in table.rows}
     for kind in ("patient's name", "patient's number", "date of birth", "institution, department or room"):
-        assert counts[kind]["DICOM"] == 1, kind
-    assert counts["name or number of staff"]["DICOM"] == 1
-    assert counts["accession, order, visit or study number"]["DICOM"] == 1
+        assert counts[kind]["DICOM images"] == 1, kind
+    assert counts["name or number of staff"]["DICOM images"] == 1
+    assert counts["accession, order, visit or study number"]["DICOM images"] == 1
     assert counts["free text"]["WFDB"] == 1
     assert counts["date of the recording or of its report"]["WFDB"] == 1
     assert counts["date in a file or folder name"]["file names"] == 1
@@ -276,6 +276,21 @@ def test_fractions_and_lesions_only(tmp_path: Path) -> None:
     assert found(result, WARNING, "targets.unreported=normal")
 
 
+def test_kinds_of_studies_do_not_mix(tmp_path: Path) -> None:
+    """A study of stored features among runs, a study of both, and one without any view, each by its row."""
+    cohort = write_cohort(tmp_path, pairs=6, ecg_only=0)
+    shutil.rmtree(tmp_path / "study" / "s001")
+    (tmp_path / "study" / "s001").mkdir()
+    for folder in ("s001", "s002"):
+        np.save(tmp_path / "study" / folder / "view.npy", np.zeros((1, 4, 8), dtype=np.float32))
+    shutil.rmtree(tmp_path / "study" / "s003")
+    (tmp_path / "study" / "s003").mkdir()
+    result = looked_at(cohort)
+    assert found(result, WARNING, "studies of pixels and of stored tokens do not mix").places == ("row 2",)
+    assert found(result, WARNING, "mixes kinds of views").places == ("row 3",)
+    assert found(result, WARNING, "no view").places == ("row 4",)
+
+
 def test_limit_draws_from_every_split(small_cohort: Path) -> None:
     """A limit of 8 rows reads about as many of 32; counts of the table stay whole."""
     result = looked_at(small_cohort, limit=8)
@@ -290,6 +305,7 @@ def test_a_sound_shard_set(small_shards: Path) -> None:
     assert result.of_level(PROBLEM) == []
     assert result.totals == {"samples": 32, "patients": 32, "pairs": 24, "samples read": 32, "views": 48}
     assert rows_of(result, "What every study")["frames per view"] == ["1 of 32 x 32 pixels"]
+    assert json.loads(json.dumps(result.to_dict(), allow_nan=False))["usable"]
     assert rows_of(result, "Angles")["not known"] == [8]
     assert sum(row[0] for row in rows_of(result, "Splits").values()) == 32
 
@@ -330,8 +346,9 @@ def test_equal_waveforms_in_a_shard_set(tmp_path: Path) -> None:
 @pytest.fixture
 def mixed(tmp_path: Path) -> Path:
     """A folder of: two WFDB records (one without its signals), two recordings in one .npy, a table of numbers with and
-    one without sidecar, a run, a run of another class, a picture, stored features, and a text."""
+    one without sidecar, a run, a run of another class, a picture, stored features, a text, and an ECG in DICOM."""
     from PIL import Image
+    from pydicom.data import get_testdata_file
 
     folder = tmp_path / "mixed"
     write_wfdb(folder, "a", sine_ecg(1))
@@ -349,6 +366,7 @@ def mixed(tmp_path: Path) -> Path:
     Image.fromarray(np.zeros((20, 30), dtype=np.uint8)).save(folder / "h.png")
     np.save(folder / "i.npy", np.zeros((1, 4, 8), dtype=np.float32))
     (folder / "j.txt").write_text(PLANTED)
+    shutil.copy(str(get_testdata_file("waveform_ecg.dcm")), folder / "k.dcm")
     (folder / "views.csv").write_text("file,key_frame,primary,secondary\nh.png,,-30,20\n")
     return folder
 
@@ -356,12 +374,12 @@ def mixed(tmp_path: Path) -> Path:
 def test_a_folder_of_many_formats(mixed: Path) -> None:
     """Every file by what it is; recordings of one file apart; what is broken by its number in sorted order."""
     result = looked_at(mixed)
-    assert result.totals == {"files": 14, "ECGs": 5, "views and other DICOM files": 4}
+    assert result.totals == {"files": 15, "ECGs": 6, "views and other DICOM files": 4}
     assert rows_of(result, "By content")["tables of numbers without a sidecar"] == [1]
     assert rows_of(result, "By content")["parts of recordings (signals, annotations, sidecars)"] == [4]
-    assert rows_of(result, "Formats") == {"WFDB": [2], "npy": [2], "text table": [1]}
-    assert rows_of(result, "Units") == {"mV": [2], "uV": [3]}
-    assert rows_of(result, "Sampling rates") == {"250 Hz": [3], "500 Hz": [1]}
+    assert rows_of(result, "Formats") == {"WFDB": [2], "npy": [2], "text table": [1], "DICOM": [1]}
+    assert rows_of(result, "Units") == {"mV": [2], "uV": [4]}
+    assert rows_of(result, "Sampling rates") == {"250 Hz": [3], "500 Hz": [1], "1000 Hz": [1]}
     listed = subprocess.run(
         "find . -xtype f | LC_ALL=C sort", shell=True, cwd=mixed, capture_output=True, text=True, check=True
     )
@@ -391,7 +409,7 @@ def test_a_table_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     (tmp_path / "cohort.csv").write_text("ecg_path,study_path\na,b\n")
     with pytest.raises(DataError, match="no column patient_id"):
         looked_at(tmp_path / "cohort.csv")
-    with pytest.raises(DataError, match="is no folder"):
+    with pytest.raises(DataError, match="cannot be a folder"):
         check(CheckConfig(str(tmp_path), out=str(tmp_path / "cohort.csv")))
     with pytest.raises(ConfigError, match="Use 3 or more"):
         CheckConfig("x", limit=2)

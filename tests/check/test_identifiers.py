@@ -1,11 +1,14 @@
 """Which kinds of identifying fields are found in which formats; never what they hold."""
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
-from recordings import sine_ecg, write_wfdb
+from recordings import LEADS, sine_ecg, write_wfdb
 
 from stence_dist.check import identifiers
 from stence_dist.check.identifiers import of_columns, of_dicom, of_ecg, of_names, of_texts
@@ -133,6 +136,29 @@ def test_xml_exports(sample_data: Path) -> None:
     assert units == ("uV",)
     assert {identifiers.PATIENT_NAME, identifiers.PATIENT_NUMBER, identifiers.BIRTH} <= cardiosoft
     assert identifiers.STAFF not in cardiosoft
+
+
+def test_arrays(tmp_path: Path) -> None:
+    """Entries that nothing needs to read the signal: of a sidecar, of a .npz file, and numbers of exams in HDF5."""
+    h5py = pytest.importorskip("h5py")
+    declared = {"sampling_rate": 500, "unit": "mV", "leads": list(LEADS)}
+    np.save(tmp_path / "a.npy", sine_ecg(0))
+    (tmp_path / "a.json").write_text(json.dumps(declared))
+    assert of_ecg(tmp_path / "a.npy") == (set(), ("mV",))
+    (tmp_path / "a.json").write_text(json.dumps({**declared, "patient": "A B"}))
+    assert of_ecg(tmp_path / "a.npy") == ({identifiers.OTHER}, ("mV",))
+    np.savez(tmp_path / "b.npz", signal=sine_ecg(0), **declared)
+    assert of_ecg(tmp_path / "b.npz")[0] == set()
+    np.savez(tmp_path / "b.npz", signal=sine_ecg(0), patient="A B", **declared)
+    assert of_ecg(tmp_path / "b.npz")[0] == {identifiers.OTHER}
+    with h5py.File(tmp_path / "c.h5", "w") as file:
+        file["ecg"] = sine_ecg(0)
+    assert of_ecg(tmp_path / "c.h5")[0] == set()
+    with h5py.File(tmp_path / "c.h5", "a") as file:
+        file["exam_id"] = np.arange(3)
+    assert of_ecg(tmp_path / "c.h5")[0] == {identifiers.OTHER}
+    torch.save([("A B", torch.zeros(12, 10))], tmp_path / "d.pt")
+    assert of_ecg(tmp_path / "d.pt")[0] == {identifiers.NOT_SEARCHED}
 
 
 def test_a_header_that_cannot_be_parsed(tmp_path: Path) -> None:
