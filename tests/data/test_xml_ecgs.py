@@ -726,7 +726,7 @@ HOSTILE = {
     "undeclared entity": (lambda: b'<!DOCTYPE a SYSTEM "x.dtd"><a>&b;</a>', "undefined entity"),
     "many elements": (lambda: b"<a>" + b"<b/>" * 12_000_000 + b"</a>", "more than 200000 elements"),
     "many attributes": (lambda: b"<a " + b" ".join(b"b%d=''" % n for n in range(300_000)) + b"/>", "more than 200000"),
-    "one long comment": (lambda: b"<a><!--" + b"x" * 20_000_000, "truncated or damaged"),
+    "one long comment": (lambda: b"<a><!--" + b"x" * 40_000_000, "truncated or damaged"),
     "truncated": (lambda: b"<RestingECG><Waveform>", "truncated or damaged"),
     "truncated tag": (lambda: b"<RestingECG", "truncated or damaged"),
     "empty": (lambda: b"", "truncated or damaged"),
