@@ -25,6 +25,7 @@ from stence_dist.data.readers.record import ReaderError
 
 _LARGEST = 50_000_000  # bytes
 _MOST_MARKS = 200_000  # of "<" and of "=", so of elements and of attributes; real files have a few thousand
+_LONGEST_MARK = 1_000_000  # bytes from "<" to the next ">"; the parser reads an unfinished one twice
 _PROLOG = re.compile(r"\s+|<\?.*?\?>|<!--.*?-->|<!DOCTYPE[^<>\[]*(?:\[.*?\]\s*)?>", re.DOTALL)
 _ROOT = re.compile(r"<(?:[\w.-]+:)?(?P<name>[\w.-]+)[\s/>]")
 _NUMBER = re.compile(r"[+-]?([0-9]{1,20}\.?[0-9]{0,20}|\.[0-9]{1,20})([eE][+-]?[0-9]{1,3})?")
@@ -59,6 +60,11 @@ def parse_xml(path: Path) -> Element:
     content = path.read_bytes()
     if content.count(b"<") > _MOST_MARKS or content.count(b"=") > _MOST_MARKS:
         raise ReaderError(f"the XML file has more than {_MOST_MARKS} elements or attributes; an ECG has thousands.")
+    end = 0
+    while end >= 0 and (start := content.find(b"<", end)) >= 0:
+        end = content.find(b">", start)
+        if (end if end >= 0 else len(content)) - start > _LONGEST_MARK:
+            raise ReaderError(f"the XML file has a tag or a comment of more than {_LONGEST_MARK} bytes.")
     parser = XMLParser(target=_LocalNames())
     # A default is copied into every element that lacks the attribute: length times count, and no entity is needed.
     parser.parser.AttlistDeclHandler = _refuse_defaults
