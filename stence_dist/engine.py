@@ -5,6 +5,7 @@ The only importer of deepspeed. `build` returns the DeepSpeed engine itself, no 
 """
 
 import contextlib
+import importlib
 import logging
 import os
 import warnings
@@ -27,12 +28,28 @@ if not torch.cuda.is_available():
 
 import deepspeed
 import deepspeed.ops
+from deepspeed.runtime import compiler
 
 if deepspeed.accelerator.get_accelerator().device_name() == "cpu":
     # Otherwise DeepSpeed's first start on CPU compiles a C++ operator: it dies where there is no compiler, and hangs
     # for ever on the lock of a killed build. Setting the whole table also skips its compiler probes.
     vars(deepspeed.ops).setdefault("__compatible_ops__", defaultdict(bool))
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def _import_muon_uncompiled() -> None:
+    """DeepSpeed imports its Muon optimizer whichever optimizer is used, and Muon is compiled as it is imported: that
+    costs every rank seconds of its start, all of them in the import of torch's compiler.
+    """
+    compile_lazily = compiler.compile
+    compiler.compile = lambda: lambda function: function
+    try:
+        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
+    finally:
+        compiler.compile = compile_lazily
+
+
+_import_muon_uncompiled()
 
 logger = logging.getLogger("stence_dist")
 # What these say is known and harmless: no tensor inside a PairBatch has a gradient that ZeRO-3 would have to find,
