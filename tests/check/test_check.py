@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import shutil
 import stat
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from forks import Forks
 from recordings import LEADS, sine_ecg, write_cohort, write_run, write_wfdb
 
 from stence_dist.check import studies
@@ -417,10 +419,10 @@ def test_a_table_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
 
 def test_exit_codes(faulty: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """1 where a build would stop or be wrong, 2 for a path that is not there, each with a word on stderr."""
-    command = [sys.executable, str(ROOT / "launch" / "check.py"), f"path={faulty}", "workers=1"]
-    ran = subprocess.run(command, capture_output=True, text=True)
-    assert ran.returncode == 1
-    assert ran.stderr.splitlines()[-1].startswith("1 problem: a build would stop here")
+    process = Forks([str(ROOT / "launch" / "check.py"), f"path={faulty}", "workers=1"], [os.environ])
+    output, _ = process.communicate()
+    assert process.returncode == 1
+    assert output.splitlines()[-1].startswith("1 problem: a build would stop here")
     monkeypatch.setattr(sys, "argv", ["check.py", f"path={faulty.parent / 'absent'}"])
     with pytest.raises(SystemExit) as ended:
         run(CheckConfig, "check", check)

@@ -1,16 +1,21 @@
-"""Start `launch/pretrain.py` under each launcher and read what it wrote."""
+"""Start `launch/pretrain.py` under each launcher, or as forks, and read what it wrote."""
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
+from forks import Forks, free_port, rank_environments
+
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "launch" / "pretrain.py"
 SABOTAGED = Path(__file__).with_name("sabotaged_pretrain.py")  # the same, with a failure planted
+# How ranks are started where the launcher is not what is tested: forked from a process that has all imports behind it.
+# SLOW=1 takes torchrun, and plain python for one rank.
+LAUNCHER, PLAIN = ("torchrun", "python") if os.environ.get("SLOW") else ("forks", "forks")
 # Small enough for a test, with every part of the model in use.
 SMALL = [
     "embedding=16",
@@ -24,13 +29,6 @@ SMALL = [
     "log_every=1",
     "data.workers=0",  # starts seconds sooner; the tests of workers say otherwise
 ]
-
-
-def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def command(launcher: str, ranks: int, arguments: list[str], script: Path = SCRIPT) -> list[str]:
@@ -52,10 +50,17 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", **more}
 
 
-def start(
-    launcher: str, ranks: int, arguments: list[str], script: Path = SCRIPT, **variables: str
-) -> "subprocess.Popen[str]":
-    """The running launcher, in a process group of its own, with `variables` in its environment."""
+Started = subprocess.Popen[str] | Forks
+
+
+def start(launcher: str, ranks: int, arguments: list[str], script: Path = SCRIPT, **variables: str) -> Started:
+    """The running launcher in a process group of its own, or the ranks as forks, with `variables` in the environment.
+
+    One fork is what plain `python` starts.
+    """
+    if launcher == "forks":
+        shared = environment(**variables)
+        return Forks([str(script), *arguments], [shared] if ranks == 1 else rank_environments(ranks, shared))
     return subprocess.Popen(
         command(launcher, ranks, arguments, script),
         env=environment(**variables),
@@ -64,6 +69,23 @@ def start(
         text=True,
         start_new_session=True,
     )
+
+
+def ranks_of(started: Started) -> list[psutil.Process]:
+    """The living rank processes, in no order under a launcher."""
+    if isinstance(started, Forks):
+        return [psutil.Process(rank.pid) for rank in started.ranks if rank.poll() is None]
+    children = psutil.Process(started.pid).children(recursive=True)
+    return [child for child in children if is_rank(child)]
+
+
+def is_rank(process: psutil.Process) -> bool:
+    """True for a living process of one of the two scripts."""
+    try:
+        named = any(Path(part).name in (SCRIPT.name, SABOTAGED.name) for part in process.cmdline())
+        return named and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def pretrain(launcher: str, ranks: int, arguments: list[str], expected: int = 0, timeout: float = 240) -> str:

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from pretraining import SABOTAGED, SMALL, environment, free_port, pretrain, rows, start, steps
+from forks import free_port
+from pretraining import SABOTAGED, SMALL, environment, pretrain, rows, start, steps
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from pretraining import SABOTAGED, SCRIPT, SMALL, environment, rows, start
+from pretraining import LAUNCHER, SABOTAGED, SCRIPT, SMALL, Started, environment, ranks_of, rows, start
 
 pytestmark = pytest.mark.dist
 
@@ -23,7 +23,7 @@ HOST = os.uname().nodename
 def fail(arguments: list[str], sabotage: str, timeout: float = 120) -> tuple[str, float]:
     """Output of two ranks of which one is sabotaged, which must fail, and the seconds from the failure to the end."""
     run = next(Path(value.removeprefix("run_dir=")) for value in arguments if value.startswith("run_dir="))
-    process = start("torchrun", 2, arguments, script=SABOTAGED, SABOTAGE=sabotage)
+    process = start(LAUNCHER, 2, arguments, script=SABOTAGED, SABOTAGE=sabotage)
     output, _ = process.communicate(timeout=timeout)
     took = time.time() - (run / "status.json").stat().st_mtime
     assert process.returncode == 1, output[-3000:]
@@ -83,12 +83,12 @@ def test_a_frozen_rank_ends_the_others(point: str, small_shards: Path, tmp_path:
     timeout_s = 20 if os.environ.get("SLOW") else 5
     run = tmp_path / "run"
     arguments = [*RUN, f"data.shards={small_shards}", f"run_dir={run}", f"engine.timeout_s={timeout_s}"]
-    process = start("torchrun", 2, [*arguments, "save_every=100"], script=SABOTAGED, SABOTAGE=f"1 {point} 4 freeze")
-    while (frozen := stopped_rank(process.pid)) is None:
+    process = start(LAUNCHER, 2, [*arguments, "save_every=100"], script=SABOTAGED, SABOTAGE=f"1 {point} 4 freeze")
+    while (frozen := stopped_rank(process)) is None:
         assert process.poll() is None, process.communicate()[0][-3000:]
         time.sleep(0.05)
     began = time.monotonic()
-    while sum(is_rank(child) for child in psutil.Process(process.pid).children()) > 1:
+    while len(ranks_of(process)) > 1:
         assert time.monotonic() - began < timeout_s + 10
         time.sleep(0.1)
     frozen.send_signal(signal.SIGCONT)  # the launcher's SIGTERM waits for it to wake
@@ -155,19 +155,11 @@ def test_a_cut_link_ends_both_sides(two_hosts: tuple[str, str], small_shards: Pa
     assert all(f"rank {number} lost its peers" in output for number, output in enumerate(outputs)), outputs
 
 
-def is_rank(process: psutil.Process) -> bool:
-    """True for a living rank of the sabotaged script."""
-    try:
-        return SABOTAGED.name in " ".join(process.cmdline()) and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def stopped_rank(launcher: int) -> psutil.Process | None:
+def stopped_rank(process: Started) -> psutil.Process | None:
     """The rank that has been stopped, None while there is none."""
-    for child in psutil.Process(launcher).children():
-        if is_rank(child) and child.status() == psutil.STATUS_STOPPED:
-            return child
+    for rank in ranks_of(process):
+        if rank.status() == psutil.STATUS_STOPPED:
+            return rank
     return None
 
 
@@ -184,7 +176,7 @@ def test_torchrun_restarts_a_killed_rank_by_itself(small_shards: Path, tmp_path:
 def test_run_folders_of_their_own_are_refused(small_shards: Path, tmp_path: Path) -> None:
     """Ranks that do not see one folder: refused before any training, naming the rank and its host."""
     arguments = [*RUN, f"data.shards={small_shards}", f"run_dir={tmp_path / 'run'}"]
-    process = start("torchrun", 2, arguments, script=SABOTAGED, OWN_FOLDERS="1")
+    process = start(LAUNCHER, 2, arguments, script=SABOTAGED, OWN_FOLDERS="1")
     output, _ = process.communicate(timeout=120)
     assert process.returncode != 0
     assert "is not one folder for all ranks" in output

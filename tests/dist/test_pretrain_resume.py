@@ -4,14 +4,12 @@ import json
 import os
 import random
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
-from pretraining import SABOTAGED, SMALL, pretrain, rows, start, steps
+from pretraining import LAUNCHER, PLAIN, SABOTAGED, SMALL, Started, pretrain, ranks_of, rows, start, steps
 
 pytestmark = pytest.mark.dist
 
@@ -28,17 +26,11 @@ def whole(small_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     """(arguments, uninterrupted run on two ranks at ZeRO 2)."""
     arguments = [*RUN, f"data.shards={small_shards}", "engine.zero_stage=2"]
     run = tmp_path_factory.mktemp("whole") / "run"
-    pretrain("torchrun", 2, [*arguments, f"run_dir={run}"])
+    pretrain(LAUNCHER, 2, [*arguments, f"run_dir={run}"])
     return arguments, run
 
 
-def ranks_of(launcher: "subprocess.Popen[str]") -> list[psutil.Process]:
-    """The rank processes of a running launcher."""
-    children = psutil.Process(launcher.pid).children(recursive=True)
-    return [child for child in children if any("pretrain.py" in part for part in child.cmdline())]
-
-
-def wait_for_rows(run: Path, count: int, process: "subprocess.Popen[str]") -> None:
+def wait_for_rows(run: Path, count: int, process: Started) -> None:
     """Return when metrics.jsonl has `count` rows or the run has ended."""
     deadline = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline:
@@ -58,7 +50,7 @@ def test_kills_leave_no_trace(whole: tuple[list[str], Path], tmp_path: Path) -> 
     arguments, expected = [*whole[0], "data.workers=1"], whole[1]
     run, draw = tmp_path / "run", random.Random(20)
     for kill in range(KILLS):
-        process = start("torchrun", 2, [*arguments, f"run_dir={run}"])
+        process = start(LAUNCHER, 2, [*arguments, f"run_dir={run}"])
         wait_for_rows(run, 1 + (kill + 1) * 24 // (KILLS + 2), process)
         while not ranks_of(process) and process.poll() is None:
             time.sleep(0.1)
@@ -70,7 +62,7 @@ def test_kills_leave_no_trace(whole: tuple[list[str], Path], tmp_path: Path) -> 
         assert process.returncode != 0 or "finished" in output, output[-2000:]
         if process.returncode:
             assert time.monotonic() - killed < 10, output[-3000:]
-    pretrain("torchrun", 2, [*arguments, f"run_dir={run}"])
+    pretrain(LAUNCHER, 2, [*arguments, f"run_dir={run}"])
     assert rows(run) == rows(expected)
     assert last_state(run) == last_state(expected)
     assert json.loads((run / "status.json").read_text())["state"] == "finished"
@@ -89,12 +81,12 @@ def test_kills_at_chosen_places_leave_no_trace(whole: tuple[list[str], Path], tm
         rank = "0" if point in ("row", "json", "commit") else draw.choice(["0", "1", "all"])
         call = draw.randint(1, min(KILL_AT[point], 3) if run.exists() else KILL_AT[point])
         process = start(
-            "torchrun", 2, [*arguments, f"run_dir={run}"], script=SABOTAGED, SABOTAGE=f"{rank} {point} {call} kill"
+            LAUNCHER, 2, [*arguments, f"run_dir={run}"], script=SABOTAGED, SABOTAGE=f"{rank} {point} {call} kill"
         )
         process.communicate(timeout=120)
         hit += process.returncode != 0
         if process.returncode == 0 or kill == CHOSEN_KILLS - 1:
-            pretrain("torchrun", 2, [*arguments, f"run_dir={run}"])
+            pretrain(LAUNCHER, 2, [*arguments, f"run_dir={run}"])
             assert rows(run) == rows(expected), (rank, point, call)
             assert last_state(run) == last_state(expected)
             assert json.loads((run / "status.json").read_text())["state"] == "finished"
@@ -106,7 +98,7 @@ def test_stop_and_move_to_other_ranks(whole: tuple[list[str], Path], tmp_path: P
     """SIGUSR1 to the ranks saves and exits; W=2 at ZeRO 2 goes on at W=1, ZeRO 3 with losses within 1e-5."""
     arguments, expected = whole
     run = tmp_path / "run"
-    process = start("torchrun", 2, [*arguments, f"run_dir={run}"])
+    process = start(LAUNCHER, 2, [*arguments, f"run_dir={run}"])
     wait_for_rows(run, 6, process)
     ranks_of(process)[-1].send_signal(signal.SIGUSR1)
     output, _ = process.communicate(timeout=60)
@@ -114,7 +106,7 @@ def test_stop_and_move_to_other_ranks(whole: tuple[list[str], Path], tmp_path: P
     assert status["state"] == "stopped", output[-2000:]
     assert 6 <= status["step"] < 24
     moved = [argument for argument in arguments if "zero_stage" not in argument]
-    pretrain("python", 1, [*moved, "engine.zero_stage=3", f"run_dir={run}"])
+    pretrain(PLAIN, 1, [*moved, "engine.zero_stage=3", f"run_dir={run}"])
     here, there = steps(run), steps(expected)
     assert [row["batch_hash"] for row in here] == [row["batch_hash"] for row in there]
     np.testing.assert_allclose([row["loss"] for row in here], [row["loss"] for row in there], rtol=1e-5)
@@ -124,25 +116,25 @@ def test_stop_file_and_finished_run(whole: tuple[list[str], Path], tmp_path: Pat
     """RUN_DIR/STOP ends plain python with code 75; a finished run says so and exits 0; another config is refused."""
     arguments, _ = whole
     run = tmp_path / "run"
-    process = start("python", 1, [*arguments, f"run_dir={run}"])
+    process = start(PLAIN, 1, [*arguments, f"run_dir={run}"])
     wait_for_rows(run, 3, process)
     (run / "STOP").touch()
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 75, output[-2000:]
     assert not (run / "STOP").exists()
-    refused = pretrain("python", 1, [*arguments, f"run_dir={run}", "loss.temperature=0.1"], expected=2)
+    refused = pretrain(PLAIN, 1, [*arguments, f"run_dir={run}", "loss.temperature=0.1"], expected=2)
     assert "loss.temperature (0.2 there, 0.1 now)" in refused
-    pretrain("python", 1, [*arguments, f"run_dir={run}"])
-    assert "finished already" in pretrain("python", 1, [*arguments, f"run_dir={run}"])
+    pretrain(PLAIN, 1, [*arguments, f"run_dir={run}"])
+    assert "finished already" in pretrain(PLAIN, 1, [*arguments, f"run_dir={run}"])
 
 
 def test_second_start_is_refused(whole: tuple[list[str], Path], tmp_path: Path) -> None:
     """A second start on a live run exits 2 and names the holder."""
     arguments = [*whole[0], "steps=100000", "save_every=100000", "eval_every=100000"]
     run = tmp_path / "run"
-    process = start("python", 1, [*arguments, f"run_dir={run}"])
+    process = start(PLAIN, 1, [*arguments, f"run_dir={run}"])
     wait_for_rows(run, 1, process)
-    message = pretrain("python", 1, [*arguments, f"run_dir={run}"], expected=2)
+    message = pretrain(PLAIN, 1, [*arguments, f"run_dir={run}"], expected=2)
     process.kill()
     process.communicate()
     assert f"process {process.pid}" in message

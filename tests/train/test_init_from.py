@@ -3,12 +3,11 @@
 import dataclasses
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from forks import Forks
 from safetensors.torch import load_file
 
 from stence_dist import files
@@ -135,11 +134,11 @@ def arguments(shards: Path, run: Path, init_from: Path, *more: str) -> list[str]
 
 
 def run_pretraining(keys: list[str], expected: int = 0) -> None:
-    """`launch/pretrain.py` in one process, as a user starts it."""
-    script = str(CONFIG_FOLDER.parent / "launch" / "pretrain.py")
+    """`launch/pretrain.py` in a process of its own, as a user starts it."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    done = subprocess.run([sys.executable, script, *keys], capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == expected, done.stderr[-3000:]
+    process = Forks([str(CONFIG_FOLDER.parent / "launch" / "pretrain.py"), *keys], [environment])
+    output, _ = process.communicate()
+    assert process.returncode == expected, output[-3000:]
 
 
 def test_a_run_starts_from_the_file(small_shards: Path, tmp_path: Path) -> None:
