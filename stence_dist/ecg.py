@@ -97,8 +97,8 @@ def prepare_windows(
 
 def _at_spec_rate(
     signal: NDArray[np.floating[Any]], leads: Sequence[str], sampling_rate: float, spec: EcgSpec
-) -> Signal:
-    """The whole record (L, samples) at the spec's rate, rows in the spec's order; what is missing is 0 mV."""
+) -> NDArray[np.floating[Any]]:
+    """The whole record (L, samples) at the spec's rate, rows in the spec's order; at equal rates with its gaps."""
     if signal.ndim != 2 or signal.shape[0] != len(leads) or signal.shape[1] == 0:
         raise SpecMismatchError(
             f"The signal has shape {signal.shape} for {len(leads)} lead names. Expected (leads, samples), not empty."
@@ -110,11 +110,12 @@ def _at_spec_rate(
         raise SpecMismatchError(
             f"lead {', '.join(missing)} missing (found {' '.join(leads)}); the encoder needs {' '.join(spec.leads)}."
         )
-    chosen = signal[[list(leads).index(lead) for lead in spec.leads]].astype(np.float64)
-    chosen[~np.isfinite(chosen)] = 0.0
+    order = [list(leads).index(lead) for lead in spec.leads]
+    chosen = signal if order == list(range(len(signal))) else signal[order]
     ratio = _rate_ratio(sampling_rate, spec.sampling_rate)
     if ratio == 1:
         return chosen
+    chosen = _filled(chosen)
     from scipy.signal import resample_poly  # only here: a second of import that most ranks and workers never need
 
     # Lines through the ends keep a drifting record from ringing there, as zeros beyond its ends would make it.
@@ -127,6 +128,11 @@ def _at_spec_rate(
         padtype="line",
     )
     return resampled
+
+
+def _filled(signal: NDArray[np.floating[Any]]) -> Signal:
+    """A float64 copy with 0 mV where something is missing."""
+    return np.where(np.isfinite(signal), signal, 0.0).astype(np.float64, copy=False)
 
 
 def _rate_ratio(sampling_rate: float, wanted: float) -> Fraction:
@@ -149,14 +155,14 @@ def _low_pass(factor: int) -> Signal:
     return coefficients
 
 
-def _window(record: Signal, spec: EcgSpec, place: float) -> NDArray[np.float32]:
+def _window(record: NDArray[np.floating[Any]], spec: EcgSpec, place: float) -> NDArray[np.float32]:
     """The cleaned and normalized window (L, T) float32 at `place` of a record at the spec's rate."""
     assert 0.0 <= place <= 1.0, "place is a share of the free room"
     free = max(0, record.shape[1] - spec.samples)
     start = int(place * free + 0.5)
     window = np.zeros((record.shape[0], spec.samples))
     piece = record[:, start : start + spec.samples]
-    window[:, : piece.shape[1]] = piece
+    window[:, : piece.shape[1]] = _filled(piece)
     cleaned = _preset(CLEANING, "cleaning", spec.cleaning)(window)
     return _preset(NORMALIZE, "normalize", spec.normalize)(cleaned, spec.leads).astype(np.float32)
 

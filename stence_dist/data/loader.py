@@ -102,18 +102,21 @@ class PairReader(Dataset[PairSample]):
     def _training_sample(self, position: int, row: int, partner: int) -> PairSample:
         stored = self._stored(position, row, partner)
         number = int(self.table.sample[row])
-        place, chosen = 0.0, np.arange(0 if stored.views is None else len(stored.views))
-        draws = generator(self.seed, "augment ecg", position, number)
-        if self.augment is not None and self.augment.random_crop:
-            place = float(draws.random())
-        ecg = self._prepare(stored, row, functools.partial(prepare_ecg, place=place))
-        if self.augment is not None:
+        chosen = np.arange(0 if stored.views is None else len(stored.views))
+        if self.augment is None:
+            ecg = self._prepare(stored, row, prepare_ecg)
+        else:
+            draws = generator(self.seed, "augment ecg", position, number)
+            place = float(draws.random()) if self.augment.random_crop else 0.0
+            ecg = self._prepare(stored, row, functools.partial(prepare_ecg, place=place))
             ecg = augment_ecg(ecg, self.augment, self.spec.sampling_rate, draws)
             if self.views:
                 draws = generator(self.seed, "augment views", position, number)
                 chosen = keep_views(len(chosen), self.augment.drop_views, draws)
                 stored = self._augment_frames(stored, self.augment, draws)
-        kept = keep_branches(self.drop_rates, generator(self.seed, "drop path", position, number))
+        kept = np.ones(0, dtype=np.bool_)
+        if self.drop_rates:
+            kept = keep_branches(self.drop_rates, generator(self.seed, "drop path", position, number))
         return self._assemble(row, partner, stored, ecg, chosen, kept)
 
     def _stored(self, position: int, row: int, partner: int) -> StoredSample:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stence_dist.data.memory import LentMemory
 from stence_dist.data.sample import MEMBERS, Buffer, StoredSample, decode
 from stence_dist.ecg import LEADS
 from stence_dist.errors import DataError
@@ -176,6 +177,7 @@ class SampleTable:
 # Bytes up to which a sample's members are read in one piece, with the tar headers between them and what is not wanted:
 # a call costs as much as copying so little.
 _READ_TOGETHER = 2**17
+_memory = LentMemory(2**29)
 
 
 class _OpenShard:
@@ -410,7 +412,9 @@ def _read_members(
     small = bool(wanted) and wanted[-1][1] + wanted[-1][2] - wanted[0][1] <= _READ_TOGETHER
     for together in [wanted] if small else [[place] for place in wanted]:
         start, end = together[0][1], together[-1][1] + together[-1][2]
-        content: memoryview = np.empty(end - start, dtype=np.uint8).data  # what pread returns could not be written to
+        # Not pread: what it returns could not be written to, nor used again.
+        large = end - start > _READ_TOGETHER
+        content = _memory.lend(end - start) if large else np.empty(end - start, dtype=np.uint8).data
         content = content[: os.preadv(descriptor, [content], start)]
         for name, offset, length, crc in together:
             member = content[offset - start : offset - start + length]
