@@ -19,7 +19,7 @@ import claims
 from matplotlib.figure import Figure
 
 from stence_dist import files
-from stence_dist.evaluate.figures import ARM_NAMES
+from stence_dist.evaluate.figures.drawing import ARM_NAMES
 
 ROOT = Path(__file__).resolve().parents[1]
 LABELS = {"main": "[50,200,all]", "null": "[50,all]"}

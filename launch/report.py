@@ -6,7 +6,7 @@ from stence_dist.config.report import ReportConfig
 
 def main(config: ReportConfig) -> None:
     """Write the page."""
-    from stence_dist.evaluate.report import report  # after the config is known to be good: this imports matplotlib
+    from stence_dist.evaluate.report.page import report  # after the config is known to be good: this imports matplotlib
 
     report(config)
 

@@ -57,15 +57,32 @@ def label(
     does. With `targets.unreported=normal` an unreported segment counts as 0 %, also where nothing at all is reported,
     provided that there is a study: an ECG without study and without segments was never read, so it stays unknown.
     """
+    columns, percent = _counted(segments, target, config, has_study)
+    thresholds = np.array([config.threshold_of(int(column) + 1) for column in columns], dtype=np.float32)
+    reached = (percent >= thresholds).any(axis=1)  # NaN compares False
+    unknown = np.isnan(percent).any(axis=1) & ~reached
+    return np.where(unknown, np.nan, reached).astype(np.float32)
+
+
+def largest_percent(
+    segments: NDArray[np.float32], target: str, config: TargetsConfig, has_study: NDArray[np.bool_]
+) -> NDArray[np.float32]:
+    """The largest known percent (n,) among the segments that decide `target`; NaN where none is. See `label`."""
+    _, percent = _counted(segments, target, config, has_study)
+    largest = np.nan_to_num(percent, nan=-1.0).max(axis=1)
+    return np.where(largest < 0, np.nan, largest).astype(np.float32)
+
+
+def _counted(
+    segments: NDArray[np.float32], target: str, config: TargetsConfig, has_study: NDArray[np.bool_]
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The columns (k,) that decide `target`, and their percent (n, k): 0 where unreported counts as normal."""
     columns = np.array(members(target, config)) - 1
     percent = segments[:, columns].astype(np.float32, copy=True)
     if config.unreported == "normal":
         was_read = has_study | ~np.isnan(segments).all(axis=1)
         percent[was_read] = np.nan_to_num(percent[was_read], nan=0.0)
-    thresholds = np.array([config.threshold_of(int(column) + 1) for column in columns], dtype=np.float32)
-    reached = (percent >= thresholds).any(axis=1)  # NaN compares False
-    unknown = np.isnan(percent).any(axis=1) & ~reached
-    return np.where(unknown, np.nan, reached).astype(np.float32)
+    return columns, percent
 
 
 def stenosis_labels(

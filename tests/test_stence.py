@@ -217,7 +217,7 @@ def test_online_evaluation_measures_the_tower_as_it_is_trained(small_shards: Pat
     prepared = plan(config, torch.device("cpu"))
     shards = ShardSet.open(small_shards)
     model = build_pair_model(config, tokens_width=None, max_views=shards.dataset.max_views)
-    found = Validation(shards, config, prepared.rows, prepared.validation_rows).run(model, torch.device("cpu"))
+    found, _ = Validation(shards, config, prepared.rows, prepared.validation_rows).run(model, torch.device("cpu"))
     embedded, labels = [], []
     for split, rows in (("train", np.sort(prepared.rows)), ("val", prepared.validation_rows)):
         reader = PairReader(shards, split, rows, model.ecg_tower.spec, seed=0, augment=None, views=False)

@@ -5,7 +5,15 @@ import pytest
 
 from stence_dist.config.targets import TargetsConfig
 from stence_dist.errors import ConfigError
-from stence_dist.targets import STENOSIS_PARTS, STENOSIS_TARGETS, TARGETS, label, members, stenosis_labels
+from stence_dist.targets import (
+    STENOSIS_PARTS,
+    STENOSIS_TARGETS,
+    TARGETS,
+    label,
+    largest_percent,
+    members,
+    stenosis_labels,
+)
 
 NAN = float("nan")
 UNKNOWN = None
@@ -147,3 +155,14 @@ def test_stenosis_labels_are_the_eleven_targets() -> None:
     assert np.isnan(labels[2]).all()
     covered = [index for part in STENOSIS_PARTS for index in range(11)[part]]
     assert covered == list(range(11))
+
+
+def test_largest_percent_is_that_of_the_counted_segments() -> None:
+    """By hand: of all, of an artery, of major segments alone; unreported is left out or 0; nothing known is NaN."""
+    segments = np.array([percents(10, s2=90, s7=60, s12=95), percents(NAN, s7=30), percents(NAN)], dtype=np.float32)
+    study = np.array([True, True, False])
+    normal, major = TargetsConfig(unreported="normal"), TargetsConfig(segments="major")
+    np.testing.assert_array_equal(largest_percent(segments, "patient", TargetsConfig(), study), [95, 30, NAN])
+    np.testing.assert_array_equal(largest_percent(segments, "patient", major, study), [90, 30, NAN])
+    np.testing.assert_array_equal(largest_percent(segments, "rca", TargetsConfig(), study), [90, NAN, NAN])
+    np.testing.assert_array_equal(largest_percent(segments, "rca", normal, study), [90, 0, NAN])

@@ -11,10 +11,8 @@ from stence_dist.check.findings import Picture
 from stence_dist.check.recordings import Place
 from stence_dist.data.frames import FrameSettings
 from stence_dist.data.readers import ReaderError, read_ecg, read_study
-from stence_dist.ecg import LEADS
 
 _FRAME_SIDE = 256  # pixels
-_PAPER_SECONDS = 10.0
 
 # Signal (12, T) in mV and its sampling rate, of what a place's source names.
 Reads = Callable[[Any], tuple[NDArray[np.float32], float]]
@@ -28,35 +26,18 @@ def drawn_file(path: Path) -> tuple[NDArray[np.float32], float]:
 
 def ecg_pictures(examples: Mapping[str, tuple[Place, str]], read: Reads) -> list[Picture]:
     """One ECG for each entry, read again."""
-    from stence_dist.evaluate.figures import ecg_png  # imports matplotlib
+    from stence_dist.evaluate.figures.recordings import ecg_png  # imports matplotlib
 
     pictures = []
     for place, caption in examples.values():
         signal, rate = read(place.source)
-        pictures.append(Picture("ecg", f"{place.label}: {caption}", ecg_png(_on_paper(signal, rate), rate)))
+        pictures.append(Picture("ecg", f"{place.label}: {caption}", ecg_png(signal, rate)))
     return pictures
-
-
-def _on_paper(signal: NDArray[np.float32], rate: float) -> NDArray[np.float32]:
-    """Signal (12, T) where the paper looks for it: of a short one every lead begins where its column does.
-
-    The paper shows a quarter of ten seconds of three leads in each column, and all of lead II below, which stands in
-    the first column.
-    """
-    quarter = round(_PAPER_SECONDS / 4 * rate)
-    if signal.shape[1] >= 4 * quarter:
-        return signal
-    moved = np.full((len(signal), 4 * quarter), np.nan, dtype=np.float32)
-    for lead, row in enumerate(signal):
-        start = lead // 3 * quarter
-        part = row if LEADS[lead] == "II" else row[:quarter]
-        moved[lead, start : start + len(part)] = part
-    return moved
 
 
 def run_pictures(shown: list[tuple[Place, Path]]) -> list[Picture]:
     """The key frames of a few runs whose headers state that no text is burned in."""
-    from stence_dist.evaluate.figures import frame_png
+    from stence_dist.evaluate.figures.recordings import frame_png
 
     pictures = []
     for place, path in shown:

@@ -184,7 +184,7 @@ def _signal(shards: ShardSet, source: Any) -> tuple[NDArray[np.float32], float]:
 
 
 def _frame_pictures(shards: ShardSet, tables: dict[str, SampleTable], places: list[tuple[str, int]]) -> list[Picture]:
-    from stence_dist.evaluate.figures import frame_png  # imports matplotlib
+    from stence_dist.evaluate.figures.recordings import frame_png  # imports matplotlib
 
     if shards.dataset.kind != "pixels":
         return []

@@ -32,6 +32,7 @@ class PretrainConfig:
     reference_samples: int = key("training pairs embedded as reference for kNN and probe in validation", 1024)
     knn_neighbors: int = key("nearest reference pairs that vote in val/knn_auroc", 5)
     knn_distance: str = key("cosine (of standardized embeddings) | euclidean (of embeddings as they are)", "cosine")
+    pictures_every: int = key("validations between pictures in TensorBoard; the last one has some, too; 0 = none", 5)
     shuffle_pairs: bool = key("control: pair every ECG with another patient's study; nothing should be learned", False)
     dry_run: bool = key("two steps of everything in RUN_DIR.dry_run, which is removed afterwards", False)
     data: DataConfig = group("shards and their reader", DataConfig)
@@ -56,6 +57,8 @@ class PretrainConfig:
                 f"loss.stenosis_weight={self.loss.stenosis_weight:g} with image_tower.mode=token: stored outputs of "
                 "SegmentMIL cannot learn stenosis any more. Use loss.stenosis_weight=0, or image_tower.mode=patch."
             )
+        if self.pictures_every < 0:
+            raise ConfigError(f"pictures_every={self.pictures_every}. Use 0 (none) or more.")
         for name in ("log_every", "save_every", "eval_every", "embedding", "reference_samples", "knn_neighbors"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}. Use 1 or more.")

@@ -5,8 +5,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stence_dist.evaluate.statistics import auroc
-
 NEIGHBORS = 5
 _BLOCK = 20_000_000  # similarities held at once
 
@@ -45,7 +43,7 @@ def knn_scores(
     return np.asarray(np.concatenate(scores), dtype=np.float64)
 
 
-def knn_auroc(
+def labelled_knn_scores(
     reference: NDArray[np.float32],
     reference_labels: NDArray[np.float32],
     queries: NDArray[np.float32],
@@ -53,14 +51,16 @@ def knn_auroc(
     *,
     k: int = NEIGHBORS,
     distance: str = "cosine",
-) -> float:
-    """AUROC of `knn_scores` over rows whose label is known (not NaN); NaN where no reference or one class is left."""
+) -> NDArray[np.float64]:
+    """`knn_scores` (n,) among the reference rows whose label is known (not NaN).
+
+    NaN where a query's label is unknown, and everywhere where no reference label is known.
+    """
     known, asked = ~np.isnan(reference_labels), ~np.isnan(query_labels)
-    if not known.any() or not asked.any():
-        return float("nan")
-    scores = knn_scores(reference[known], reference_labels[known], queries[asked], k=k, distance=distance)
-    value = auroc(query_labels[asked], scores)
-    return float("nan") if value is None else value
+    scores = np.full(len(queries), np.nan)
+    if known.any() and asked.any():
+        scores[asked] = knn_scores(reference[known], reference_labels[known], queries[asked], k=k, distance=distance)
+    return scores
 
 
 def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -39,7 +39,7 @@ def fit_probe(
     """
     wide = features.astype(np.float64)
     strength = _choose_strength(wide, labels, patient, seed)
-    center, scale = _standardization(wide)
+    center, scale = standardization(wide)
     model = _fit((wide - center) / scale, labels, strength)
     return Probe(center, scale, model.coef_[0].astype(np.float64), float(model.intercept_[0]), strength)
 
@@ -57,7 +57,7 @@ def _choose_strength(
     for fit, held in splitter.split(features, labels, patient):
         if len(np.unique(labels[fit])) < 2:
             continue
-        center, scale = _standardization(features[fit])
+        center, scale = standardization(features[fit])
         standard = (features - center) / scale
         for index, strength in enumerate(STRENGTHS):
             value = auroc(labels[held], _fit(standard[fit], labels[fit], strength).decision_function(standard[held]))
@@ -69,7 +69,8 @@ def _choose_strength(
     return STRENGTHS[int(np.argmax(np.round(totals / counts, 9)))]
 
 
-def _standardization(features: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def standardization(features: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """What features (n, D) are centered at and divided by, both (D,); 1 for a feature that does not vary."""
     center, scale = features.mean(axis=0), features.std(axis=0)
     return center, np.where(scale > 1e-12 * np.maximum(1, np.abs(center)), scale, 1.0)
 
@@ -80,7 +81,7 @@ def _fit(features: NDArray[np.float64], labels: NDArray[np.float32], strength: f
     return LogisticRegression(C=strength, max_iter=2000).fit(features, labels.astype(np.int64))
 
 
-def probe_auroc(
+def probe_scores(
     reference: NDArray[np.floating],
     reference_labels: NDArray[np.float32],
     queries: NDArray[np.floating],
@@ -88,17 +89,18 @@ def probe_auroc(
     *,
     patient: NDArray[np.int64],
     seed: int,
-) -> float:
-    """AUROC on queries (n, D) of a probe fitted on reference rows (m, D); unknown labels (NaN) are left out.
+) -> NDArray[np.float64]:
+    """Probabilities (n,) on queries (n, D) of a probe fitted on reference rows (m, D); patient (m,) of those.
 
-    patient (m,) of the reference rows. NaN where either side has one class only.
+    Reference rows of unknown label (NaN) are left out. NaN where a query's label is unknown, and everywhere where the
+    reference has one class only.
     """
     known, asked = ~np.isnan(reference_labels), ~np.isnan(query_labels)
-    if len(np.unique(reference_labels[known])) < 2:
-        return float("nan")
-    probe = fit_probe(reference[known], reference_labels[known], patient[known], seed=seed)
-    value = auroc(query_labels[asked], probe.predict(queries[asked]))
-    return float("nan") if value is None else value
+    scores = np.full(len(queries), np.nan)
+    if len(np.unique(reference_labels[known])) == 2:
+        probe = fit_probe(reference[known], reference_labels[known], patient[known], seed=seed)
+        scores[asked] = probe.predict(queries[asked])
+    return scores
 
 
 def demographics(age: NDArray[np.float32], sex: NDArray[np.str_], fit: NDArray[np.intp]) -> NDArray[np.float64]:

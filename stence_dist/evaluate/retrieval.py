@@ -1,7 +1,9 @@
-"""Finding the right partner: recall and ranks over a whole split, and whether embeddings have collapsed. numpy only."""
+"""Finding the right partner: recall and ranks over a whole split. numpy only."""
 
 import numpy as np
 from numpy.typing import NDArray
+
+from stence_dist.evaluate.geometry import alignment, effective_rank, spread, uniformity
 
 RECALL_AT = (1, 5, 10)
 _BLOCK = 20_000_000  # similarities held at once
@@ -15,7 +17,8 @@ def retrieval_metrics(
     `ecg_to_image/...` and `image_to_ecg/...` hold recall@1, @5, @10 and median_rank; `recall@k` is the mean of both
     ways; `chance/...` is what a random order gives. The other pairs of a query's patient are no candidates.
     `*_rank` is the effective rank of a tower's embeddings, `*_spread` the spread of their dimensions: both collapse
-    towards 1 and 0 where a tower maps everything to one point.
+    towards 1 and 0 where a tower maps everything to one point. `alignment` is between the two of a pair,
+    `*_uniformity` within a tower.
     """
     candidates = len(patient) - _own_others(patient)
     metrics: dict[str, float] = {}
@@ -30,6 +33,8 @@ def retrieval_metrics(
     for tower, embeddings in (("ecg", ecg), ("image", image)):
         metrics[f"{tower}_rank"] = effective_rank(embeddings)
         metrics[f"{tower}_spread"] = spread(embeddings)
+        metrics[f"{tower}_uniformity"] = uniformity(embeddings)
+    metrics["alignment"] = alignment(ecg, image)
     return metrics
 
 
@@ -55,18 +60,3 @@ def _own_others(patient: NDArray[np.int64]) -> NDArray[np.int64]:
     """How many other pairs (n,) each pair's patient has."""
     _, inverse, counts = np.unique(patient, return_inverse=True, return_counts=True)
     return np.asarray(counts[inverse] - 1, dtype=np.int64)
-
-
-def effective_rank(embeddings: NDArray[np.float32]) -> float:
-    """exp of the entropy of the normalized singular values (Roy and Vetterli 2007): 1 to E, low where collapsed."""
-    values = np.linalg.svd(embeddings.astype(np.float64), compute_uv=False)
-    if values.sum() == 0:
-        return 1.0
-    shares = values / values.sum()
-    shares = shares[shares > 0]
-    return float(np.exp(-(shares * np.log(shares)).sum()))
-
-
-def spread(embeddings: NDArray[np.float32]) -> float:
-    """Mean deviation of the dimensions times sqrt(E): about 1 where unit vectors spread evenly, 0 at a point."""
-    return float(embeddings.astype(np.float64).std(axis=0).mean() * np.sqrt(embeddings.shape[1]))

@@ -83,6 +83,13 @@ def auroc(labels: NDArray[Any], scores: NDArray[Any]) -> float | None:
     return _number(weighted_auroc(labels, scores, np.ones((1, len(labels))))[0]) if len(labels) else None
 
 
+def known_auroc(labels: NDArray[Any], scores: NDArray[Any]) -> float:
+    """`auroc` over the rows that have a score (not NaN); NaN where there are none, or one class only."""
+    scored = ~np.isnan(scores)
+    value = auroc(labels[scored], scores[scored])
+    return float("nan") if value is None else value
+
+
 def auprc(labels: NDArray[Any], scores: NDArray[Any]) -> float | None:
     """Average precision of labels (n,) 0/1 and scores (n,); None where there is one class only."""
     return _number(weighted_auprc(labels, scores, np.ones((1, len(labels))))[0]) if len(labels) else None
@@ -93,6 +100,17 @@ def roc_curve(labels: NDArray[Any], scores: NDArray[Any]) -> tuple[Floats, Float
     positive, negative = _by_score(labels, scores, np.ones((1, len(labels))), descending=True)
     rates = [np.concatenate([[0.0], np.cumsum(side[0]) / side.sum()]) for side in (negative, positive)]
     return rates[0], rates[1]
+
+
+def precision_recall_curve(labels: NDArray[Any], scores: NDArray[Any]) -> tuple[Floats, Floats]:
+    """Recall and precision (k,) at every distinct score that finds a positive, from the largest on; there must be one.
+
+    The steps whose area is `auprc`: precision at a score holds for the recall gained there.
+    """
+    positive, negative = _by_score(labels, scores, np.ones((1, len(labels))), descending=True)
+    found, called = np.cumsum(positive[0]), np.cumsum((positive + negative)[0])
+    gained = positive[0] > 0
+    return found[gained] / positive.sum(), found[gained] / called[gained]
 
 
 def choose_threshold(labels: NDArray[Any], probabilities: NDArray[Any]) -> float:

@@ -54,7 +54,7 @@ def dry_run(config: PretrainConfig) -> None:
 
 
 def _conclude(folder: Path, steps: int, global_batch_size: int, began: float, device: torch.device) -> None:
-    from stence_dist.evaluate.report import report  # imports matplotlib, which ranks other than 0 never need
+    from stence_dist.evaluate.report.page import report  # imports matplotlib, which ranks other than 0 never need
 
     report(ReportConfig(run_dir=str(folder)))
     rows = [row for row in files.read_json_lines(folder / "metrics.jsonl") if "loss" in row]

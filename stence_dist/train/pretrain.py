@@ -22,6 +22,7 @@ from stence_dist.data.exclusion import exclusion_counts
 from stence_dist.data.loader import PairReader, training_batches
 from stence_dist.engine import build, full_state
 from stence_dist.errors import CommonFailureError, DataError, RefusedError, StoppedError
+from stence_dist.evaluate.stored_embeddings import StoredEmbeddings, save_embeddings
 from stence_dist.models.ecg_tower import save_ecg_tower
 from stence_dist.models.pair_model import build_pair_model
 from stence_dist.profile import StepProfiler, span
@@ -35,7 +36,7 @@ from stence_dist.train.run_folder import (
     is_unused,
     write_status,
 )
-from stence_dist.train.validate import Validation
+from stence_dist.train.validate import Embedded, Validation
 from stence_dist.train_step import listed, train_step
 
 logger = logging.getLogger("stence_dist")
@@ -342,7 +343,7 @@ class _Run:
         started = time.perf_counter()
         state = full_state(self.engine)
         self.evaluation_model.load_state_dict(state)
-        metrics = self.validation.run(self.evaluation_model, self.device)
+        metrics, embedded = self.validation.run(self.evaluation_model, self.device)
         # One rank's value for all: another processor may round it to the other side of the best.
         value = float(distributed.broadcast_bytes(repr(metrics[self.config.best_metric]).encode()))
         self.files.row({"step": done, "split": "val", **metrics, "evaluation_s": time.perf_counter() - started})
@@ -352,8 +353,28 @@ class _Run:
         if improved:
             self.best = checkpoint.Best(step=done, value=value)
             self._write_tower("ecg_tower_best.safetensors", state)
+        if distributed.rank() == 0:
+            self._show(embedded, done)
         self.logged_at += time.perf_counter() - started  # a validation is not part of the training rate
         return improved
+
+    def _show(self, embedded: Embedded, done: int) -> None:
+        """Pictures where they are due; at the end what a report draws its own from. Rank 0 alone, no collectives."""
+        every, last = self.config.pictures_every, done == self.plan.total_steps
+        if last:
+            sample = self.plan.shards.table("val").sample[self.validation.rows]
+            save_embeddings(self.path, StoredEmbeddings(sample, embedded.ecg, embedded.image))
+        if not every or (not last and done // self.config.eval_every % every):
+            return
+        from stence_dist.train.pictures import pictures  # imports matplotlib
+
+        try:
+            for tag, drawing in pictures(
+                embedded, self.validation, self.evaluation_model, self.plan.shards, self.config
+            ):
+                self.files.picture(tag, drawing.pixels(), done)
+        except Exception:  # a run is worth more than its pictures, and goes on without
+            logger.warning("step %d: pictures could not be drawn", done, exc_info=True)
 
     def _write_tower(self, name: str, state: dict[str, torch.Tensor]) -> None:
         if distributed.rank() == 0:

@@ -20,7 +20,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
 
 from stence_dist import distributed, files
@@ -43,6 +45,7 @@ _FREE_KEYS = (
     "reference_samples",
     "knn_neighbors",
     "knn_distance",
+    "pictures_every",
     "init_from",  # the identity of a run that has one holds the file's sha256 instead
     "data.shards",  # the identity holds the index fingerprint instead
     "data.copies",  # likewise, where there are any
@@ -198,6 +201,12 @@ class RunFolder:
             if isinstance(value, (int, float)) and name != "step":
                 self._board.add_scalar(name if "/" in name else f"train/{name}", value, step)
         self._board.flush()
+
+    def picture(self, tag: str, pixels: NDArray[np.uint8], step: int) -> None:
+        """Add one picture (H, W, 3) to TensorBoard."""
+        if self.writes:
+            assert self._board is not None, "picture() before open()"
+            self._board.add_image(tag, pixels, step, dataformats="HWC")
 
     def sync(self) -> None:
         """Make all rows durable: a checkpoint must not outlive the rows of the steps before it."""

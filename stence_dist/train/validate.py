@@ -4,6 +4,8 @@ Every rank embeds its share of the rows with an evaluation copy of the model tha
 the embeddings are gathered and measured alike on every rank.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -13,9 +15,10 @@ from stence_dist import distributed, seeds
 from stence_dist.config.pretrain import PretrainConfig
 from stence_dist.data.loader import PairReader, evaluation_batches
 from stence_dist.data.shards import ShardSet
-from stence_dist.evaluate.knn import knn_auroc
-from stence_dist.evaluate.probe import probe_auroc
+from stence_dist.evaluate.knn import labelled_knn_scores
+from stence_dist.evaluate.probe import probe_scores
 from stence_dist.evaluate.retrieval import retrieval_metrics
+from stence_dist.evaluate.statistics import known_auroc
 from stence_dist.models.ecg_tower import embed_windows
 from stence_dist.models.pair_model import PairModel, unit_norm
 from stence_dist.targets import label
@@ -28,6 +31,14 @@ BEST_METRICS = (
     "val/knn_auroc",
     "val/probe_auroc",
 )
+
+
+class Embedded(NamedTuple):
+    """What a model makes of the n validation pairs, in the order of their rows, and who it takes for severe."""
+
+    ecg: Floats  # (n, E) unit norm
+    image: Floats  # (n, E) unit norm
+    scores: dict[str, NDArray[np.float64]]  # "probe" and "knn": (n,), NaN where the label is unknown or nothing fits
 
 
 class Validation:
@@ -53,19 +64,23 @@ class Validation:
         self.reference_patient = train.patient[self.reference_rows]
         self._shards = shards
 
-    def run(self, model: PairModel, device: torch.device) -> dict[str, float]:
-        """Named metrics `val/...`: retrieval with chance levels, kNN and probe AUROC, effective rank.
+    def run(self, model: PairModel, device: torch.device) -> tuple[dict[str, float], Embedded]:
+        """Named metrics `val/...` and what they are taken from, both alike on every rank.
 
-        A metric that is undefined (one class only) is NaN. Collective: every rank calls it.
+        Retrieval with chance levels, kNN and probe AUROC, effective rank, alignment and uniformity. A metric that is
+        undefined (one class only) is NaN. Collective: every rank calls it.
         """
         model.eval()
         features, ecg, image = self._embed(model, "val", self.rows, device, with_views=True)
         reference, _, _ = self._embed(model, "train", self.reference_rows, device, with_views=False)
         metrics = retrieval_metrics(ecg, image, self.patient)
         labelled = (reference, self.reference_labels, features, self.labels)
-        metrics["knn_auroc"] = knn_auroc(*labelled, k=self.config.knn_neighbors, distance=self.config.knn_distance)
-        metrics["probe_auroc"] = probe_auroc(*labelled, patient=self.reference_patient, seed=self.config.seed)
-        return {f"val/{name}": value for name, value in metrics.items()}
+        scores = {
+            "knn": labelled_knn_scores(*labelled, k=self.config.knn_neighbors, distance=self.config.knn_distance),
+            "probe": probe_scores(*labelled, patient=self.reference_patient, seed=self.config.seed),
+        }
+        metrics |= {f"{name}_auroc": known_auroc(self.labels, values) for name, values in scores.items()}
+        return {f"val/{name}": value for name, value in metrics.items()}, Embedded(ecg, image, scores)
 
     def _embed(
         self, model: PairModel, split: str, rows: NDArray[np.int64], device: torch.device, *, with_views: bool

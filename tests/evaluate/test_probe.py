@@ -5,9 +5,9 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
-from stence_dist.evaluate.knn import knn_auroc, knn_scores
-from stence_dist.evaluate.probe import STRENGTHS, demographics, fit_probe, probe_auroc
-from stence_dist.evaluate.statistics import auroc
+from stence_dist.evaluate.knn import knn_scores, labelled_knn_scores
+from stence_dist.evaluate.probe import STRENGTHS, demographics, fit_probe, probe_scores
+from stence_dist.evaluate.statistics import auroc, known_auroc
 
 
 def planted(n: int, seed: int, width: int = 32) -> tuple[np.ndarray, np.ndarray]:
@@ -65,17 +65,22 @@ def test_probe_works_with_few_of_a_class(positives: int) -> None:
     assert np.isfinite(fit_probe(features, labels, np.arange(12), seed=0).predict(features)).all()
 
 
-def test_probe_auroc_leaves_unknown_labels_out() -> None:
-    """NaN labels on either side count for nothing; one class gives NaN."""
+def test_probe_scores_leave_unknown_labels_out() -> None:
+    """NaN labels on either side count for nothing and have no score; one class gives none at all."""
     features, labels = planted(200, 7)
     known = labels.copy()
     known[::3] = np.nan
     patient, keep = np.arange(200), ~np.isnan(known)
-    partial = probe_auroc(features, known, features, known, patient=patient, seed=0)
+    partial = probe_scores(features, known, features, known, patient=patient, seed=0)
     without = (features[keep], labels[keep])
-    assert partial == probe_auroc(*without, *without, patient=patient[keep], seed=0)
+    whole = probe_scores(*without, *without, patient=patient[keep], seed=0)
+    np.testing.assert_array_equal(partial[keep], whole)
+    assert np.isnan(partial[~keep]).all()
+    assert known_auroc(known, partial) == auroc(labels[keep], whole)
     one_class = np.zeros(200, dtype=np.float32)
-    assert np.isnan(probe_auroc(features, one_class, features, labels, patient=patient, seed=0))
+    nothing = probe_scores(features, one_class, features, labels, patient=patient, seed=0)
+    assert np.isnan(nothing).all()
+    assert np.isnan(known_auroc(labels, nothing))
 
 
 def test_neighbors_equal_scikit_learn() -> None:
@@ -86,8 +91,12 @@ def test_neighbors_equal_scikit_learn() -> None:
     peer = KNeighborsClassifier(5, metric="cosine").fit((features - center) / scale, labels)
     expected = peer.predict_proba((queries - center) / scale)[:, 1]
     np.testing.assert_allclose(knn_scores(features, labels, queries), expected, atol=1e-6)
-    assert knn_auroc(features, labels, queries, truth) == pytest.approx(auroc(truth, expected))
-    assert np.isnan(knn_auroc(features, np.full(150, np.nan, dtype=np.float32), queries, truth))
+    asked = np.where(np.arange(60) % 4, truth, np.nan).astype(np.float32)
+    scores = labelled_knn_scores(features, labels, queries, asked)
+    np.testing.assert_array_equal(np.isnan(scores), np.isnan(asked))
+    scored = ~np.isnan(asked)
+    assert known_auroc(asked, scores) == pytest.approx(auroc(truth[scored], expected[scored]))
+    assert np.isnan(labelled_knn_scores(features, np.full(150, np.nan, dtype=np.float32), queries, truth)).all()
 
 
 def test_demographics_impute_from_the_fitted_rows() -> None:

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from stence_dist.evaluate.retrieval import effective_rank, retrieval_metrics, spread, true_ranks
+from stence_dist.evaluate.geometry import alignment, uniformity
+from stence_dist.evaluate.retrieval import retrieval_metrics, true_ranks
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
@@ -54,6 +55,8 @@ def test_metrics_follow_from_ranks() -> None:
     candidates = np.array([1 + (patient != own).sum() for own in patient])
     assert metrics["chance/recall@5"] == pytest.approx((5 / candidates).mean())
     assert metrics["image_to_ecg/median_rank"] == np.median(back)
+    assert metrics["alignment"] == alignment(ecg, image)
+    assert (metrics["ecg_uniformity"], metrics["image_uniformity"]) == (uniformity(ecg), uniformity(image))
 
 
 def test_chance_is_what_unrelated_embeddings_reach() -> None:
@@ -72,10 +75,3 @@ def test_a_constant_tower_does_not_look_good() -> None:
     assert metrics["ecg_to_image/median_rank"] == 25.5
     assert metrics["ecg_rank"] == pytest.approx(1, abs=1e-3)
     assert metrics["image_spread"] == pytest.approx(0, abs=1e-6)
-
-
-def test_effective_rank_counts_directions() -> None:
-    """k orthogonal directions of equal strength have rank k; spread is about 1 on a sphere."""
-    assert effective_rank(np.eye(6, 10, dtype=np.float32)) == pytest.approx(6)
-    assert effective_rank(np.zeros((3, 4), dtype=np.float32)) == 1
-    assert spread(unit(np.random.default_rng(2).normal(size=(4000, 32)))) == pytest.approx(1, abs=0.02)

@@ -14,6 +14,7 @@ from stence_dist.evaluate.statistics import (
     measure,
     measure_difference,
     patient_counts,
+    precision_recall_curve,
     replicates,
     roc_curve,
     weighted_auprc,
@@ -49,6 +50,17 @@ def test_roc_curve_equals_scikit_learn() -> None:
     ours = roc_curve(labels, scores)
     np.testing.assert_allclose(ours[0], expected[0], atol=1e-12)
     np.testing.assert_allclose(ours[1], expected[1], atol=1e-12)
+
+
+def test_precision_recall_curve_equals_scikit_learn() -> None:
+    """With ties: scikit-learn's points at which recall is gained; the area of the steps is AUPRC."""
+    labels, scores = prediction(200, 3, ties=True)
+    precision, recall, _ = peer.precision_recall_curve(labels, scores)
+    gained = np.flatnonzero(np.diff(recall) < 0)[::-1]
+    ours = precision_recall_curve(labels, scores)
+    np.testing.assert_allclose(ours[0], recall[gained], atol=1e-12)
+    np.testing.assert_allclose(ours[1], precision[gained], atol=1e-12)
+    assert (np.diff(ours[0], prepend=0) * ours[1]).sum() == pytest.approx(auprc(labels, scores), abs=1e-12)
 
 
 def test_one_class_has_no_area() -> None:

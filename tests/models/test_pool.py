@@ -102,3 +102,40 @@ def test_angles_and_frame_order_matter() -> None:
     for other in (pool(tokens, mask, -angles), pool(tokens.flip(1), mask, angles)):
         assert (other - base).abs().max() > 1e-4
     assert base.shape == (1, 12, 16)
+
+
+def test_shares_equal_torch() -> None:
+    """Weights of nn.MultiheadAttention with the same projections, under a mask, head by head, in float64."""
+    attention = DecoderLayer(16, 4, 24).cross_attention.double()
+    peer = nn.MultiheadAttention(16, 4, batch_first=True).double()
+    with torch.no_grad():
+        parts = (attention.query, attention.key, attention.value)
+        for linear in parts:
+            linear.bias.normal_()
+        peer.in_proj_weight.copy_(torch.cat([linear.weight for linear in parts]))
+        peer.in_proj_bias.copy_(torch.cat([linear.bias for linear in parts]))
+    queries, memory = torch.randn(3, 5, 16, dtype=torch.float64), torch.randn(3, 7, 16, dtype=torch.float64)
+    attend = torch.rand(3, 7) < 0.6
+    attend[:, 0] = True
+    _, expected = peer(queries, memory, memory, key_padding_mask=~attend, average_attn_weights=False)
+    torch.testing.assert_close(attention.shares(queries, memory, attend), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_attention_is_what_the_contrastive_query_reads() -> None:
+    """Shares by view and frame are those of the last layer's cross attention in `forward`, whose inputs a hook keeps:
+    they sum to 1 over real views and are 0 in padded ones, and mix the values to what that attention gives out."""
+    pool = QueryPool(TokensConfig(width=16, depth=2, heads=1, feedforward=24), 3).double()
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    tokens, angles = torch.randn(3, 3, 4, 16, dtype=torch.float64), torch.randn(2, 3, 2, dtype=torch.float64) * 40
+    kept: list[torch.Tensor] = []
+    cross = pool.layers[1].cross_attention
+    handle = cross.register_forward_hook(lambda _module, inputs, output: kept.extend([inputs[1], output]))
+    pool(tokens, mask, angles)
+    handle.remove()
+    shares = pool.attention(tokens, mask, angles)
+    assert shares.shape == (2, 3, 3, 4)
+    torch.testing.assert_close(shares.sum(dim=(1, 2, 3)), torch.ones(2, dtype=torch.float64))
+    assert not shares[~mask].any()
+    memory, output = kept
+    mixed = (shares.flatten(1)[:, :, None] * cross.value(memory)).sum(dim=1)  # one head, so a plain mean of values
+    torch.testing.assert_close(cross.output(mixed), output[:, 0], rtol=1e-10, atol=1e-10)

@@ -17,7 +17,7 @@ from stence_dist.config.finetune import FinetuneConfig, LabelledDataConfig, Supe
 from stence_dist.config.report import ReportConfig
 from stence_dist.config.targets import TargetsConfig
 from stence_dist.errors import ConfigError, DataError, SpecMismatchError
-from stence_dist.evaluate.report import report
+from stence_dist.evaluate.report.page import report
 from stence_dist.models.ecg_tower import build_ecg_tower, save_ecg_tower
 from stence_dist.train.compare import compare
 from stence_dist.train.finetune import finetune

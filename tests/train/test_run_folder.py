@@ -33,7 +33,10 @@ def flat(*arguments: str) -> dict[str, object]:
 
 @pytest.mark.parametrize(
     "free",
-    ["engine.zero_stage=3", "data.workers=4", "log_every=1", "save_every=7", "keep_last=3", "data.verify=always"],
+    [
+        *("engine.zero_stage=3", "data.workers=4", "log_every=1", "save_every=7", "keep_last=3", "data.verify=always"),
+        "pictures_every=0",
+    ],
 )
 def test_identity_leaves_out_what_changes_nothing(free: str) -> None:
     """ZeRO stage, workers, logging and checks are free; the accumulation is, too, where the pool stays."""

@@ -26,6 +26,13 @@ class ImageTower(nn.Module):
 
     width: int  # D
 
+    def attention(self, views: Tensor, view_mask: Tensor, angulation: Tensor) -> Tensor | None:
+        """(B, V, F, N): the share of each token in `pooled`, arguments as of `forward`; None without a decoder.
+
+        For pictures of a few studies, outside training and ZeRO.
+        """
+        raise NotImplementedError
+
 
 # config class -> (module, class). A new tower is a dataclass, a class that takes it, a row here and a YAML.
 TOWERS: dict[type[ImageTowerConfig], tuple[str, str]] = {

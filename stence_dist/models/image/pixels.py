@@ -89,6 +89,10 @@ class PixelsTower(ImageTower):
         queries = self.pool(tokens, view_mask, angulation)
         return ImageFeatures(pooled=queries[:, 0], queries=queries)
 
+    def attention(self, views: Tensor, view_mask: Tensor, angulation: Tensor) -> Tensor:
+        """(B, V, F, 2): the shares of each frame's mean and soft-maximum token; see `ImageTower.attention`."""
+        return self.pool.attention(self._tokens(views[view_mask], len(view_mask)), view_mask, angulation)
+
     def _tokens(self, views: Tensor, rows: int) -> Tensor:
         """(R, F, 2, D) from the real views (R, F, 1, H, W) of `rows` pairs, in as many calls as they may ever need.
 

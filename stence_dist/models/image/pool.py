@@ -78,13 +78,27 @@ class Attention(nn.Module):
     def forward(self, queries: Tensor, memory: Tensor, attend: Tensor | None = None) -> Tensor:
         """(B, Q, D). queries (B, Q, D) look at memory (B, M, D) where attend (B, M) is True."""
         query, key, value = (
-            linear(source).unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, heads, Q or M, D / heads)
+            self._by_head(linear(source))
             for linear, source in ((self.query, queries), (self.key, memory), (self.value, memory))
         )
         mask = None if attend is None else attend[:, None, None, :]
         mixed = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         output: Tensor = self.output(mixed.transpose(1, 2).flatten(2))
         return output
+
+    def shares(self, queries: Tensor, memory: Tensor, attend: Tensor) -> Tensor:
+        """(B, heads, Q, M): how `forward` weighs the memory for each query; sums to 1 over M.
+
+        `forward` itself never has them: its fused form is faster and keeps nothing.
+        """
+        query, key = self._by_head(self.query(queries)), self._by_head(self.key(memory))
+        logits = query @ key.transpose(2, 3) / query.shape[3] ** 0.5
+        shares: Tensor = logits.masked_fill(~attend[:, None, None, :], float("-inf")).softmax(dim=3)
+        return shares
+
+    def _by_head(self, rows: Tensor) -> Tensor:
+        """(B, heads, Q or M, D / heads) from (B, Q or M, D)."""
+        return rows.reshape(*rows.shape[:2], self.heads, -1).transpose(1, 2)
 
 
 class DecoderLayer(nn.Module):
@@ -102,11 +116,19 @@ class DecoderLayer(nn.Module):
 
     def forward(self, queries: Tensor, memory: Tensor, attend: Tensor) -> Tensor:
         """(B, Q, D) from queries (B, Q, D), memory (B, M, D), attend (B, M) with True = real."""
-        normed = self.self_norm(queries)
-        queries = queries + self.self_attention(normed, normed)
+        queries = self._among_themselves(queries)
         queries = queries + self.cross_attention(self.cross_norm(queries), memory, attend)
         output: Tensor = queries + self.output(nn.functional.relu(self.hidden(self.feedforward_norm(queries))))
         return output
+
+    def shares(self, queries: Tensor, memory: Tensor, attend: Tensor) -> Tensor:
+        """(B, heads, Q, M): how this layer weighs the memory for the queries that it is given."""
+        return self.cross_attention.shares(self.cross_norm(self._among_themselves(queries)), memory, attend)
+
+    def _among_themselves(self, queries: Tensor) -> Tensor:
+        normed = self.self_norm(queries)
+        mixed: Tensor = queries + self.self_attention(normed, normed)
+        return mixed
 
 
 class QueryPool(nn.Module):
@@ -127,6 +149,29 @@ class QueryPool(nn.Module):
 
         angulation (B, V, 2) in degrees, NaN = unknown. Each pair must have a real view.
         """
+        memory, attend = self._memory(tokens, view_mask, angulation)
+        queries = self.queries.expand(len(view_mask), -1, -1)
+        for layer in self.layers:
+            queries = layer(queries, memory, attend)
+        return queries
+
+    def attention(self, tokens: Tensor, view_mask: Tensor, angulation: Tensor) -> Tensor:
+        """(B, V, F, N): the share of each token in what the contrastive query reads, in the last layer, mean of heads.
+
+        Arguments as of `forward`. Sums to 1 per pair; 0 in padded views. For looking at a few studies with whole
+        weights: it keeps every weight of the last layer.
+        """
+        memory, attend = self._memory(tokens, view_mask, angulation)
+        queries = self.queries.expand(len(view_mask), -1, -1)
+        *earlier, last = self.layers
+        assert isinstance(last, DecoderLayer)
+        for layer in earlier:
+            queries = layer(queries, memory, attend)
+        shares = last.shares(queries, memory, attend)
+        return shares[:, :, 0].mean(dim=1).reshape(*view_mask.shape, *tokens.shape[1:3])
+
+    def _memory(self, tokens: Tensor, view_mask: Tensor, angulation: Tensor) -> tuple[Tensor, Tensor]:
+        """What the queries read: memory (B, V * F * N, D), and attend (B, V * F * N), True = real."""
         assert tokens.shape[1] == self.frames, "the tower was built for another number of frames per view"
         assert bool(view_mask.any(dim=1).all()), "a pair without a real view"
         if self.frame_code is not None:
@@ -138,8 +183,4 @@ class QueryPool(nn.Module):
         real = view_mask.flatten().nonzero().squeeze(1)
         memory = tokens.new_zeros(rows * views, *tokens.shape[1:]).index_copy(0, real, tokens)
         memory = memory.reshape(rows, -1, memory.shape[2])  # (B, V * F * N, D)
-        attend = view_mask.repeat_interleave(tokens.shape[1], dim=1)
-        queries = self.queries.expand(rows, -1, -1)
-        for layer in self.layers:
-            queries = layer(queries, memory, attend)
-        return queries
+        return memory, view_mask.repeat_interleave(tokens.shape[1], dim=1)

@@ -34,9 +34,19 @@ class TokensTower(ImageTower):
         """ImageFeatures from views (B, V, F, N, tokens_width), view_mask (B, V), angulation (B, V, 2)."""
         if self.pool is None:
             return self._chosen(views)
-        tokens = views[view_mask].to(self.pool.queries.dtype)
-        queries = self.pool(tokens if self.projection is None else self.projection(tokens), view_mask, angulation)
+        queries = self.pool(self._projected(self.pool, views, view_mask), view_mask, angulation)
         return ImageFeatures(pooled=queries[:, 0], queries=queries)
+
+    def attention(self, views: Tensor, view_mask: Tensor, angulation: Tensor) -> Tensor | None:
+        """(B, V, F, N): the share of each stored token; None in token mode. See `ImageTower.attention`."""
+        if self.pool is None:
+            return None
+        return self.pool.attention(self._projected(self.pool, views, view_mask), view_mask, angulation)
+
+    def _projected(self, pool: QueryPool, views: Tensor, view_mask: Tensor) -> Tensor:
+        """(R, F, N, D) of the R real views."""
+        tokens = views[view_mask].to(pool.queries.dtype)
+        return tokens if self.projection is None else self.projection(tokens)
 
     def _chosen(self, views: Tensor) -> ImageFeatures:
         """The chosen ones of stored outputs (B, 1, 1, 11, D), and all of them behind it as queries."""
