@@ -28,6 +28,7 @@ SMALL = [
     "engine.precision=fp32",
     "log_every=1",
     "data.workers=0",  # starts seconds sooner; the tests of workers say otherwise
+    "pictures_every=0",  # likewise, and those of pictures
 ]
 
 

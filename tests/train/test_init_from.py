@@ -129,6 +129,7 @@ def arguments(shards: Path, run: Path, init_from: Path, *more: str) -> list[str]
         "engine.global_batch_size=4",
         "optimizer.ecg_lr=0",
         "data.workers=0",
+        "pictures_every=0",
         *more,
     ]
 

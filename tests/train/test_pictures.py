@@ -3,13 +3,12 @@
 import io
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from forks import Forks
 from PIL import Image
 from safetensors.numpy import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -49,9 +48,11 @@ def runs(small_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[i
     folder = tmp_path_factory.mktemp("pictures")
     keys = [*KEYS, f"data.shards={small_shards}", f"run_dir={folder}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    command = [sys.executable, "-c", RUNS, *keys]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    script = folder / "both.py"
+    script.write_text(RUNS)
+    process = Forks([str(script), *keys], [environment])
+    output, _ = process.communicate()
+    assert process.returncode == 0, output[-3000:]
     return {every: folder / str(every) for every in (2, 0)}
 
 
