@@ -1,6 +1,6 @@
 """Does pairing ECGs with angiograms pay? Label efficiency on phantom cohorts made for the purpose.
 
-    python benchmarks/learning.py out=DIR seed=S
+    python benchmarks/learning.py out=DIR seed=S [version=1]
 
 Makes a main cohort and a null cohort, pretrains (stenosis weight 0.3; shuffled pairs; weight 0 for longer; 0.3 on the
 null cohort), compares all arms, and writes DIR/learning.json, learning.md and learning.png. Every stage is a command
@@ -31,6 +31,7 @@ class Sizes:
 
     out: str = "learning"
     seed: int = 0
+    version: int = 1  # of the phantom's ECG; the rules on hand-made features follow it
     processes: int = 2
     patients: int = 3334  # of which 90 % are training pairs
     ecg_only: int = 3190  # of which `test` are the test split and 85 % of the rest are the pool of labels
@@ -75,7 +76,7 @@ def main() -> int:
     summaries = {cohort: files.read_json(out / cohort / "compare" / "summary.json") for cohort in ("main", "null")}
     arms = summaries["main"]["arms"] + summaries["null"]["arms"]
     differences = summaries["main"]["differences"]
-    rules = check(arms, differences)
+    rules = check(arms, differences, sizes.version)
     files.write_json(
         out / "learning.json",
         {
@@ -91,7 +92,7 @@ def main() -> int:
             "note": summaries["main"]["note"],
         },
     )
-    text = table(arms, differences, rules, summaries)
+    text = table(arms, differences, rules, summaries, sizes.version)
     files.write_text(out / "learning.md", text)
     with files.replacing(out / "learning.png") as temporary:
         plot(arms).savefig(temporary, format="png", dpi=130)
@@ -110,6 +111,8 @@ def parse(arguments: list[str]) -> Sizes:
                 claims.refuse(f"{name}={value} is no whole number.")
             given[name] = value if name == "out" else int(value)
     sizes = Sizes(**given)
+    if sizes.version not in (1, 2):
+        claims.refuse(f"version={sizes.version} is not known. Use 1 or 2.")
     return Sizes(**{**vars(sizes), "out": str(Path(sizes.out).absolute())})
 
 
@@ -123,6 +126,7 @@ def phantom_command(sizes: Sizes, cohort: str) -> list[str]:
         f"ecg_only={getattr(sizes, f'{prefix}ecg_only')}",
         f"ecg_only_test={getattr(sizes, f'{prefix}test')}",
         f"null={str(null).lower()}",
+        f"version={sizes.version}",
         f"seed={sizes.seed + (1_000_000 if null else 0)}",
         f"workers={sizes.processes}",
     ]
@@ -163,8 +167,8 @@ def compare_command(sizes: Sizes, cohort: str) -> list[str]:
     ]
 
 
-def check(arms: list[dict[str, Any]], differences: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each rule of the claim with what was found, and whether it holds."""
+def check(arms: list[dict[str, Any]], differences: list[dict[str, Any]], version: int) -> list[dict[str, Any]]:
+    """Each rule of the claim on this version of the phantom with what was found, and whether it holds."""
 
     def difference(name: str, labels: int | str, weight: float = 0.3) -> dict[str, Any]:
         return next(
@@ -175,9 +179,18 @@ def check(arms: list[dict[str, Any]], differences: list[dict[str, Any]]) -> list
         bounds = [name for name in ("mean", "low", "high", "low99", "high99") if name in row]
         return {"rule": text, "passed": bool(passed), **{name: row[name] for name in bounds}}
 
+    def against_hand(scratch: dict[str, Any], probe: dict[str, Any]) -> list[dict[str, Any]]:
+        # All of version 1's ischemia shows in the hand-made features; version 2 has more for a network to find.
+        if version == 1:
+            return [rule("scratch at all labels >= hand-made features - 0.02", scratch, scratch["mean"] >= -0.02)]
+        return [
+            rule("scratch at all labels >= hand-made features + 0.03", scratch, scratch["mean"] >= 0.03),
+            rule("probe - hand-made features at 50, interval above 0", probe, probe["low"] > 0),
+        ]
+
     few, shuffled = difference("probe-scratch", 50), difference("probe-shuffled", 50)
     gain, unsupervised = difference("gain50-gainall", 50), difference("probe-scratch", 50, 0.0)
-    tuned, hand = difference("finetune-scratch", "all"), difference("scratch-hand", "all")
+    tuned = difference("finetune-scratch", "all")
     rules = [
         rule("probe - scratch at 50 labels >= 0.10, interval above 0", few, few["mean"] >= 0.10 and few["low"] > 0),
         rule(
@@ -187,7 +200,7 @@ def check(arms: list[dict[str, Any]], differences: list[dict[str, Any]]) -> list
         ),
         rule("gain(50) - gain(all), interval above 0", gain, gain["low"] > 0),
         rule("fine-tuning at all labels >= scratch - 0.02", tuned, tuned["mean"] >= -0.02),
-        rule("scratch at all labels >= hand-made features - 0.02", hand, hand["mean"] >= -0.02),
+        *against_hand(difference("scratch-hand", "all"), difference("probe-hand", 50)),
         rule("weight 0: probe - scratch at 50, interval above 0", unsupervised, unsupervised["low"] > 0),
     ]
     for row in arms:
@@ -202,6 +215,7 @@ def table(
     differences: list[dict[str, Any]],
     rules: list[dict[str, Any]],
     summaries: dict[str, Any],
+    version: int,
 ) -> str:
     """Arms, differences and rules as Markdown."""
 
@@ -210,7 +224,7 @@ def table(
 
     counts = list(dict.fromkeys(str(row["labels"]) for row in arms))
     head = ["| cohort | arm | weight | " + " | ".join(counts) + " |", "|---" * (3 + len(counts)) + "|"]
-    lines = ["# Label efficiency on the phantom", "", "Test AUROC by labelled patients.", "", *head]
+    lines = [f"# Label efficiency on the phantom, version {version}", "", "Test AUROC by labelled patients.", "", *head]
     for key in dict.fromkeys((row["cohort"], row["arm"], row["stenosis_weight"]) for row in arms):
         found = {str(r["labels"]): cell(r) for r in arms if (r["cohort"], r["arm"], r["stenosis_weight"]) == key}
         lines.append(f"| {key[0]} | {key[1]} | {key[2]:g} | " + " | ".join(found.get(n, "") for n in counts) + " |")

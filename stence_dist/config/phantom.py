@@ -1,4 +1,4 @@
-"""Keys of `launch/phantom.py`. The defaults are the frozen difficulty: see `phantom.DIFFICULTY_VERSION`."""
+"""Keys of `launch/phantom.py`. The defaults are the frozen difficulties: see `phantom.DIFFICULTY_VERSION`."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +42,27 @@ class PhantomEcgConfig:
 
 
 @dataclass
+class PhantomMorphologyConfig:
+    """What version 2 adds to the ECG: see `phantom.morphology`. Ratios are mV per mV of ischemic ST shift."""
+
+    fragmentation: float = key("ratio of the notches in QRS, a burst of 45 Hz", 1.2)
+    terminal: float = key("ratio of the late QRS force, 48 ms after R", 0.8)
+    st_slope: float = key("ratio of the downward slope of ST about the place where its level is measured", 0.4)
+    t_notch: float = key("ratio of the notch in the descent of T", 0.5)
+    t_skew: float = key("slowing of the descent of T and speeding of its ascent, per mV of ischemia", 3.0)
+    alternans: float = key("ratio of the change of T from beat to beat", 0.2)
+    benign: float = key(
+        "sd per axis of all but alternans without ischemia, as the ST shift that would cause it, mV", 0.02
+    )
+    rate_dependence: float = key("relative growth of ischemia over relative growth of the heart rate beyond 70", 1.0)
+    block: float = key("probability of a bundle branch block at 64 years; it doubles every 7.4 years", 0.04)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.block <= 1:
+            raise ConfigError(f"morphology.block={self.block} is a probability. Use 0 to 1.")
+
+
+@dataclass
 class PhantomImageConfig:
     """X-ray geometry and noise."""
 
@@ -65,6 +86,7 @@ class PhantomConfig:
 
     out: str = key("folder to write; holds cohort.csv, ecg/, study/, patient_key.txt, phantom.json")
     patients: int = key("patients with an ECG and an angiogram")
+    version: int = key("1: ischemia shifts ST and flattens T | 2: and leaves the signs under morphology", 1)
     seed: int = key("seed of the cohort; patient i depends on (seed, i) and on the knobs, on nothing else", 0)
     ecg_only: int = key("further patients with a labelled ECG alone", 0)
     ecg_only_test: int = key(
@@ -78,6 +100,7 @@ class PhantomConfig:
     mismatch: float = key("probability that a patient's ECG is another person's; study and segments stay", 0.0)
     disease: PhantomDiseaseConfig = group("latent disease", PhantomDiseaseConfig)
     ecg: PhantomEcgConfig = group("ECG nuisance", PhantomEcgConfig)
+    morphology: PhantomMorphologyConfig = group("what version 2 adds to the ECG", PhantomMorphologyConfig)
     image: PhantomImageConfig = group("X-ray geometry and noise", PhantomImageConfig)
     workers: int = key("processes that write patients; never changes what is written", 2)
 
@@ -101,5 +124,7 @@ class PhantomConfig:
             raise ConfigError(
                 f"image.size={self.image.size}, image.frames={self.image.frames}. Use 16 pixels and 4 frames or more."
             )
+        if self.version not in (1, 2):
+            raise ConfigError(f"version={self.version} is not known. Use 1 or 2.")
         if self.workers < 1:
             raise ConfigError(f"workers={self.workers}. Use 1 or more.")

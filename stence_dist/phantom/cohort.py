@@ -55,7 +55,7 @@ def write_cohort(config: PhantomConfig) -> dict[str, Any]:
     where the folder holds anything else.
     """
     out = Path(config.out)
-    identity = {"difficulty_version": DIFFICULTY_VERSION, "config": _content_config(config)}
+    identity = {"difficulty_version": DIFFICULTY_VERSION[config.version], "config": _content_config(config)}
     fingerprint = files.sha256_json(identity)
     finished = _finished_summary(out, fingerprint)
     if finished is not None:
@@ -73,7 +73,8 @@ def write_cohort(config: PhantomConfig) -> dict[str, Any]:
         files.write_text(out / KEY_FILE, patient_key_text(config.seed), mode=0o600)
         files.write_text(out / COHORT_FILE, _table([one.row for one in written]))
         summary = _summarize(written, config)
-        files.write_json(out / COMPLETE_FILE, {**identity, "fingerprint": fingerprint, "summary": summary})
+        content = {"version": config.version, **identity, "fingerprint": fingerprint, "summary": summary}
+        files.write_json(out / COMPLETE_FILE, content)
         (out / _STARTED_FILE).unlink()
         return summary
     finally:
@@ -97,7 +98,10 @@ def split_of(config: PhantomConfig, index: int) -> str:
 
 def _content_config(config: PhantomConfig) -> dict[str, Any]:
     """The keys that decide what is written."""
-    return {name: value for name, value in dataclasses.asdict(config).items() if name not in ("out", "workers")}
+    idle = {"out", "workers"}
+    if config.version == 1:  # whose cohorts are older than these keys and keep their fingerprint
+        idle |= {"version", "morphology"}
+    return {name: value for name, value in dataclasses.asdict(config).items() if name not in idle}
 
 
 def _finished_summary(out: Path, fingerprint: str) -> dict[str, Any] | None:
@@ -164,7 +168,7 @@ def _write_ecg(folder: Path, name: str, drawn: PhantomPatient) -> None:
 
 def _write_run(path: Path, run: AngioRun, number: int, name: str, config: PhantomConfig, drawn: PhantomPatient) -> None:
     """One X-ray run as an uncompressed 8-bit multi-frame XA file."""
-    source = [str(config.seed), str(DIFFICULTY_VERSION), name]
+    source = [str(config.seed), str(DIFFICULTY_VERSION[config.version]), name]
     dataset = Dataset()
     dataset.SOPClassUID = XRayAngiographicImageStorage
     dataset.SOPInstanceUID = generate_uid(entropy_srcs=[*source, f"instance {number}"])

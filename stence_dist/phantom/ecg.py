@@ -1,8 +1,8 @@
 """A 12-lead ECG from a moving heart dipole: Gaussian waves in X, Y, Z, Dower's matrix, noise on nine electrodes.
 
 Axes after Frank: X to the left, Y down, Z to the back. Ischemia moves the ST segment along LAD +Z (down in V1-V4),
-LCX -X (down in I, aVL, V5, V6), RCA -Y (down in II, III, aVF). Model of the waves: McSharry 2003, Sameni 2007 in closed
-form; lead matrix: Dower 1980.
+LCX -X (down in I, aVL, V5, V6), RCA -Y (down in II, III, aVF), and flattens T; version 2 adds what is in `morphology`.
+Model of the waves: McSharry 2003, Sameni 2007 in closed form; lead matrix: Dower 1980.
 """
 
 import numpy as np
@@ -11,6 +11,7 @@ from scipy.signal import lfilter
 from scipy.spatial.transform import Rotation
 
 from stence_dist.config.phantom import PhantomEcgConfig
+from stence_dist.phantom.morphology import Morphology
 from stence_dist.phantom.physiology import Physiology
 
 SAMPLING_RATE = 500
@@ -44,6 +45,7 @@ _WAVES = np.array(
         [0.305, 0.033, 0.14, 0.10, -0.12],
     ]
 )
+_T_WAVES = slice(4, 6)
 # The ST plateau, a fourth-power bell: flat from the J point (60 ms) well into the T wave.
 _ST_CENTER, _ST_WIDTH = 0.135, 0.075
 _REFERENCE_RR = 60 / 70
@@ -82,11 +84,20 @@ _ELECTRODES = _electrodes_from_dipole()
 
 
 def draw_ecg(
-    rng: np.random.Generator, patient: Physiology, ischemia_mv: NDArray[np.float64], config: PhantomEcgConfig
+    rng: np.random.Generator,
+    patient: Physiology,
+    ischemia_mv: NDArray[np.float64],
+    config: PhantomEcgConfig,
+    morphology: Morphology | None = None,
 ) -> NDArray[np.float64]:
-    """Leads (12, 5000) in mV at 500 Hz; Einthoven holds exactly. ischemia_mv (3,): LAD, LCX, RCA."""
+    """Leads (12, 5000) in mV at 500 Hz; Einthoven holds exactly. ischemia_mv (3,): LAD, LCX, RCA.
+
+    `morphology` is what version 2 adds, None in version 1. It draws nothing from `rng`: all else is the same in both.
+    """
     beats = _beat_times(rng)
-    dipole = _dipole(rng, beats, patient, ischemia_mv, config)
+    if morphology is not None:
+        ischemia_mv = ischemia_mv * morphology.demand(60 / beats[:, 1].mean())
+    dipole = _dipole(rng, beats, patient, ischemia_mv, config, morphology)
     matrix = _ELECTRODES * (1 + config.electrode_scale * rng.normal(size=(9, 3)))
     matrix = matrix + config.electrode_shift * rng.normal(size=(9, 3))
     potentials = matrix @ dipole + _electrode_noise(rng, patient.site, config)
@@ -114,20 +125,33 @@ def _dipole(
     patient: Physiology,
     ischemia_mv: NDArray[np.float64],
     config: PhantomEcgConfig,
+    morphology: Morphology | None,
 ) -> NDArray[np.float64]:
     """The heart's dipole (3, 5000) in mV: the patient's waves, once per beat."""
     amplitudes, st_dipole = _wave_dipoles(rng, patient, ischemia_mv, config)
+    signs = None
+    if morphology is not None:
+        signs = morphology.signs(_ischemic_dipole(ischemia_mv, config), float(ischemia_mv.sum()))
+        if signs.block is not None:
+            amplitudes[_T_WAVES] += signs.block.t_wave / 2
+            st_dipole += signs.block.st
     time = np.arange(SAMPLES) / SAMPLING_RATE
     dipole = np.zeros((3, SAMPLES))
-    for r_time, interval in beats:
+    for number, (r_time, interval) in enumerate(beats):
         # P and T move with the cube root of the interval, QRS does not.
         moving = np.abs(_WAVES[:, 0]) > 0.1
-        center = _WAVES[:, 0] * np.where(moving, np.cbrt(interval / _REFERENCE_RR), 1.0)
+        stretch = np.cbrt(interval / _REFERENCE_RR)
+        center = _WAVES[:, 0] * np.where(moving, stretch, 1.0)
         first, last = np.clip((r_time + np.array([-0.4, 0.65])) * SAMPLING_RATE, 0, SAMPLES).astype(int)
         near = time[first:last] - r_time
-        bells = np.exp(-0.5 * ((near - center[:, None]) / _WAVES[:, 1:2]) ** 2)
+        offset = near - center[:, None]
+        if signs is not None:
+            offset[_T_WAVES] = signs.t_time(near, stretch) - center[_T_WAVES, None]
+        bells = np.exp(-0.5 * (offset / _WAVES[:, 1:2]) ** 2)
         plateau = np.exp(-(((near - _ST_CENTER) / _ST_WIDTH) ** 4))
         dipole[:, first:last] += amplitudes.T @ bells + st_dipole[:, None] * plateau
+        if signs is not None:
+            dipole[:, first:last] += signs.beat(near, stretch, number)
     return dipole
 
 
@@ -153,11 +177,16 @@ def _wave_dipoles(
     p_wave = _WAVES[:1, 2:] @ heart.T
     qrs = qrs_gain * _WAVES[1:4, 2:] @ heart.T
     t_wave = t_gain * _WAVES[4:, 2:] @ recovery.T
-    spread = (1 - config.cross_talk) * np.eye(3) + config.cross_talk * (1 - np.eye(3))
-    st_dipole = (spread @ ischemia_mv) @ TERRITORIES + benign
+    st_dipole = _ischemic_dipole(ischemia_mv, config) + benign
     # A normal ST segment leans towards its T wave, in some hearts more than in others. This hides ischemia best.
     st_dipole += config.st_coupling * rng.normal() * t_wave.sum(axis=0)
     return np.vstack([p_wave, qrs, t_wave]), st_dipole
+
+
+def _ischemic_dipole(ischemia_mv: NDArray[np.float64], config: PhantomEcgConfig) -> NDArray[np.float64]:
+    """ST dipole (3,) in mV of ischemia in the three territories."""
+    spread = (1 - config.cross_talk) * np.eye(3) + config.cross_talk * (1 - np.eye(3))
+    return np.asarray((spread @ ischemia_mv) @ TERRITORIES)
 
 
 def _electrode_noise(rng: np.random.Generator, site: int, config: PhantomEcgConfig) -> NDArray[np.float64]:

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from stence_dist.config.phantom import PhantomConfig
 from stence_dist.phantom.ecg import draw_ecg
 from stence_dist.phantom.frames import AngioRun, draw_runs
+from stence_dist.phantom.morphology import draw_morphology
 from stence_dist.phantom.physiology import Physiology, draw_physiology, read_segments
 from stence_dist.phantom.vessels import draw_vessels
 from stence_dist.seeds import generator
@@ -22,7 +23,7 @@ class PhantomPatient:
     segments: NDArray[np.float32]  # (16,) percent as read
     views: list[AngioRun]  # empty where images were not asked for
     days_between: int  # study - ECG
-    ischemia: NDArray[np.float64]  # (3,) mV that the ECG shows for LAD, LCX, RCA: the oracle
+    ischemia: NDArray[np.float64]  # (3,) mV that the ECG shows for LAD, LCX, RCA, at 70 beats per minute: the oracle
     physiology: Physiology  # of study and segments, never of a mismatched ECG
 
     @property
@@ -53,12 +54,15 @@ def patient(seed: int, index: int, config: PhantomConfig, *, images: bool = True
     mismatched = bool(generator(seed, "phantom", "mismatch", index).random() < config.mismatch)
     recorded = other if mismatched or config.null else physiology
     ischemia = (0.0 if config.null else config.ischemia_mv) * recorded.ischemia
+    morphology = None
+    if config.version == 2:
+        morphology = draw_morphology(generator(seed, "phantom", "morphology", index), recorded, config.morphology)
     views: list[AngioRun] = []
     if images:
         vessels = draw_vessels(generator(seed, "phantom", "vessels", index), physiology, config.image)
         views = draw_runs(generator(seed, "phantom", "runs", index), vessels, physiology.site, config.image)
     return PhantomPatient(
-        ecg=draw_ecg(generator(seed, "phantom", "ecg", index), recorded, ischemia, config.ecg),
+        ecg=draw_ecg(generator(seed, "phantom", "ecg", index), recorded, ischemia, config.ecg, morphology),
         ecg_site=recorded.site,
         segments=read_segments(generator(seed, "phantom", "reading", index), physiology, config.label_noise),
         views=views,

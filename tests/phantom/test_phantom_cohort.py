@@ -9,12 +9,16 @@ import pydicom
 import pytest
 import wfdb
 
+from stence_dist import files
 from stence_dist.config.phantom import PhantomConfig
 from stence_dist.ecg import LEADS
 from stence_dist.errors import DataError
 from stence_dist.phantom.cohort import split_of, write_cohort
 from stence_dist.phantom.ecg import SITE_STEP_MV
 from stence_dist.phantom.patient import patient
+
+# Of the cohort in test_version_is_told, written by commit 25ac13b.
+FINGERPRINT_BEFORE_VERSIONS = "88b2a73f2f349164af497966d4c74a4788dcc6a4e36195b9c2624ae3a8b77fc2"
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +120,23 @@ def test_reuse_and_refusal(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not an empty folder"):
         write_cohort(PhantomConfig(out=str(tmp_path / "mine"), patients=1, workers=1))
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+
+
+def test_version_is_told(tmp_path: Path) -> None:
+    """phantom.json names version and difficulty; one version's folder is refused to the other.
+
+    What only version 2 has is no part of version 1's fingerprint, which is as it was before there were versions.
+    """
+    for version, difficulty in ((1, 2), (2, 3)):
+        out = tmp_path / str(version)
+        config = PhantomConfig(out=str(out), patients=0, ecg_only=1, seed=1, version=version, workers=1)
+        write_cohort(config)
+        content = files.read_json(out / "phantom.json")
+        assert (content["version"], content["difficulty_version"]) == (version, difficulty)
+        other = PhantomConfig(out=str(out), patients=0, ecg_only=1, seed=1, version=3 - version, workers=1)
+        with pytest.raises(DataError, match="another config or version"):
+            write_cohort(other)
+    assert files.read_json(tmp_path / "1" / "phantom.json")["fingerprint"] == FINGERPRINT_BEFORE_VERSIONS
 
 
 def test_split_column(tmp_path: Path) -> None:

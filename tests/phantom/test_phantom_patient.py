@@ -11,11 +11,15 @@ from sklearn.model_selection import cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from stence_dist.config.phantom import PhantomConfig
+from stence_dist.config.phantom import PhantomConfig, PhantomDiseaseConfig, PhantomMorphologyConfig
 from stence_dist.errors import ConfigError
 from stence_dist.evaluate.st_features import st_features
 from stence_dist.phantom import DIFFICULTY_VERSION
+from stence_dist.phantom.ecg import draw_ecg
+from stence_dist.phantom.morphology import Morphology, draw_morphology
 from stence_dist.phantom.patient import PhantomPatient, patient
+from stence_dist.phantom.physiology import Physiology, draw_physiology
+from stence_dist.seeds import generator
 
 
 def config(**keys: object) -> PhantomConfig:
@@ -32,10 +36,26 @@ def digest(drawn: PhantomPatient) -> str:
     return content.hexdigest()[:16]
 
 
-def test_frozen_difficulty() -> None:
-    """Patients look as they did when difficulty version 2 was frozen. A change here needs a new version."""
-    assert DIFFICULTY_VERSION == 2
-    assert [digest(patient(11, index, config())) for index in (0, 5)] == ["5f42e71decf6da45", "f6ca15170833c5c4"]
+@pytest.mark.parametrize(
+    ("version", "difficulty", "digests"),
+    [(1, 2, ["5f42e71decf6da45", "f6ca15170833c5c4"]), (2, 3, ["e6833469a8ca149b", "0e561e7408fa2e49"])],
+)
+def test_frozen_difficulty(version: int, difficulty: int, digests: list[str]) -> None:
+    """Patients look as they did when each version's difficulty was frozen. A change here needs a new number."""
+    assert DIFFICULTY_VERSION[version] == difficulty
+    assert [digest(patient(11, index, config(version=version))) for index in (0, 5)] == digests
+
+
+def test_version_2_changes_the_ecg_alone() -> None:
+    """With every knob at 0 version 2 is version 1 (to rounding); with its defaults it differs in the ECG only."""
+    none = dataclasses.replace(PhantomMorphologyConfig(), **dict.fromkeys(vars(PhantomMorphologyConfig()), 0.0))
+    one, two = patient(11, 5, config()), patient(11, 5, config(version=2))
+    np.testing.assert_allclose(
+        patient(11, 5, config(version=2, morphology=none), images=False).ecg, one.ecg, rtol=0, atol=1e-12
+    )
+    assert np.abs(one.ecg - two.ecg).max() > 0.02
+    assert digest(dataclasses.replace(two, ecg=one.ecg)) == digest(one)
+    np.testing.assert_array_equal(one.ischemia, two.ischemia)
 
 
 def test_pure_function() -> None:
@@ -72,6 +92,42 @@ def test_null_is_independent() -> None:
     t_wave = [float(np.ptp(one.ecg[7])) for one in drawn]
     assert abs(np.corrcoef(ages, t_wave)[0, 1]) < 0.08
     assert np.corrcoef(ages, severe)[0, 1] > 0.05
+
+
+@pytest.mark.parametrize("switch", [{"null": True}, {"ischemia_mv": 0.0}])
+def test_no_ischemia_no_sign(switch: dict[str, object]) -> None:
+    """In version 2 both switches leave an ECG that a cohort without stenoses and one full of them have in common."""
+    for index in range(3):
+        spared, ill = (
+            patient(5, index, config(version=2, disease=PhantomDiseaseConfig(offset=offset), **switch), images=False)
+            for offset in (-20.0, 20.0)
+        )
+        assert spared.segments.max() < 20 < 90 < ill.segments.max()
+        np.testing.assert_array_equal(spared.ecg, ill.ecg)
+    mixed = patient(5, 0, config(version=2, disease=PhantomDiseaseConfig(offset=20.0)), images=False)
+    assert np.abs(mixed.ecg - patient(5, 0, config(version=2, ischemia_mv=0.0), images=False).ecg).max() > 0.05
+
+
+def test_null_of_version_2_knows_the_other_person_only() -> None:
+    """The ECG, drawn again from the other person alone, for one whose age decides on a block and one whose does not."""
+    two = config(version=2, null=True)
+
+    def other(index: int) -> Physiology:
+        return draw_physiology(generator(5, "phantom", "other", index), two.disease)
+
+    def share(index: int, person: Physiology) -> Morphology:
+        return draw_morphology(generator(5, "phantom", "morphology", index), person, two.morphology)
+
+    def own(index: int) -> Physiology:
+        return draw_physiology(generator(5, "phantom", "physiology", index), two.disease)
+
+    blocks = [
+        (share(index, own(index)).block is None, share(index, other(index)).block is None) for index in range(300)
+    ]
+    for index in (0, next(index for index, (first, second) in enumerate(blocks) if first != second)):
+        person = other(index)
+        again = draw_ecg(generator(5, "phantom", "ecg", index), person, np.zeros(3), two.ecg, share(index, person))
+        np.testing.assert_array_equal(patient(5, index, two, images=False).ecg, again)
 
 
 def hand_auroc(drawn: list[PhantomPatient]) -> float:
@@ -128,10 +184,12 @@ def test_views() -> None:
 
 def test_refused_configs() -> None:
     """Shares outside 0 to 1, no patient at all, more test patients than there are: refused with the key's name."""
-    for keys in ({"mismatch": 1.5}, {"label_noise": -1.0}, {"ecg_only_test": 1}, {"workers": 0}):
+    for keys in ({"mismatch": 1.5}, {"label_noise": -1.0}, {"ecg_only_test": 1}, {"workers": 0}, {"version": 3}):
         with pytest.raises(ConfigError, match=next(iter(keys))):
             config(**keys)
     with pytest.raises(ConfigError, match="patients"):
         PhantomConfig(out="", patients=0)
+    with pytest.raises(ConfigError, match=r"morphology\.block"):
+        PhantomMorphologyConfig(block=2.0)
     with pytest.raises(ConfigError, match=r"image\.size"):
         config(image=dataclasses.replace(config().image, size=4))

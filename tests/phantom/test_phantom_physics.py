@@ -41,10 +41,11 @@ def quiet_ecg(ischemia_mv: tuple[float, float, float]) -> np.ndarray:
     return draw_ecg(generator(0, "test", "ecg"), person(), np.array(ischemia_mv), QUIET)
 
 
-def test_einthoven_and_goldberger() -> None:
+@pytest.mark.parametrize("version", [1, 2])
+def test_einthoven_and_goldberger(version: int) -> None:
     """I + III = II, aVR + aVL + aVF = 0 and aVR = -(I + II) / 2, noise included, before rounding."""
     for index in range(5):
-        ecg = patient(0, index, PhantomConfig(out="", patients=1), images=False).ecg
+        ecg = patient(0, index, PhantomConfig(out="", patients=1, version=version), images=False).ecg
         one, two, three, avr, avl, avf = ecg[:6]
         assert np.abs(one + three - two).max() < 1e-9
         assert np.abs(avr + avl + avf).max() < 1e-9
