@@ -3,10 +3,12 @@
     python benchmarks/learning.py out=DIR seed=S [version=1]
 
 Makes a main cohort and a null cohort, pretrains (stenosis weight 0.3; shuffled pairs; weight 0 for longer; 0.3 on the
-null cohort), compares all arms, and writes DIR/learning.json, learning.md and learning.png. Every stage is a command
-of the system that finds its own finished work, so the same call goes on after a stop. Exit code 1: a rule failed.
+null cohort), compares all arms, takes 1 and 4 windows of a record in place of the recipe's 3, and writes
+DIR/learning.json, learning.md and learning.png. Every stage is a command of the system that finds its own finished
+work, so the same call goes on after a stop. Exit code 1: a rule failed.
 """
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -20,9 +22,11 @@ from matplotlib.figure import Figure
 
 from stence_dist import files
 from stence_dist.evaluate.figures.drawing import ARM_NAMES
+from stence_dist.models.ecg_tower import build_ecg_tower, load_ecg_tower, save_ecg_tower
 
 ROOT = Path(__file__).resolve().parents[1]
 LABELS = {"main": "[50,200,all]", "null": "[50,all]"}
+WINDOWS = (1, 4)  # of 3 s, beside the recipe's 3: the first of a record; as many as cover all of its 10 s
 
 
 @dataclass
@@ -72,17 +76,22 @@ def main() -> int:
     stage("pretraining, null cohort", *pretrain_command(sizes, "null", "paired"))
     stage("comparison, main", *compare_command(sizes, "main"))
     stage("comparison, null", *compare_command(sizes, "null"))
+    for count in WINDOWS:
+        with_windows(sizes, count)
+        stage(f"comparison, {count} windows", *compare_command(sizes, "main", windows=count))
 
     summaries = {cohort: files.read_json(out / cohort / "compare" / "summary.json") for cohort in ("main", "null")}
     arms = summaries["main"]["arms"] + summaries["null"]["arms"]
     differences = summaries["main"]["differences"]
     rules = check(arms, differences, sizes.version)
+    windows = by_windows(sizes, arms)
     files.write_json(
         out / "learning.json",
         {
             "arms": arms,
             "differences": differences,
             "rules": rules,
+            "windows": windows,
             "command": claims.command(),
             "sizes": {field.name: getattr(sizes, field.name) for field in fields(sizes) if field.name != "out"},
             "counts": {
@@ -92,7 +101,7 @@ def main() -> int:
             "note": summaries["main"]["note"],
         },
     )
-    text = table(arms, differences, rules, summaries, sizes.version)
+    text = table(arms, differences, rules, windows, summaries, sizes.version)
     files.write_text(out / "learning.md", text)
     with files.replacing(out / "learning.png") as temporary:
         plot(arms).savefig(temporary, format="png", dpi=130)
@@ -153,17 +162,49 @@ def pretrain_command(sizes: Sizes, cohort: str, run: str, *keys: str) -> list[st
     ]
 
 
-def compare_command(sizes: Sizes, cohort: str) -> list[str]:
-    """Command of one comparison."""
+def compare_command(sizes: Sizes, cohort: str, windows: int | None = None) -> list[str]:
+    """Command of one comparison; with `windows`, of what they change at few labels."""
     folder = f"{sizes.out}/{cohort}"
-    others = {"unsupervised_weights": "unsupervised", "shuffled_weights": "shuffled"} if cohort == "main" else {}
+    if windows is None:
+        weights, name, labels = f"{folder}/paired/ecg_tower.safetensors", "compare", LABELS[cohort]
+        others = {"unsupervised_weights": "unsupervised", "shuffled_weights": "shuffled"} if cohort == "main" else {}
+    else:
+        weights, name, labels = windows_file(sizes, windows), f"compare_windows_{windows}", "[50]"
+        others = {}
     return [
-        *(sys.executable, "launch/compare.py", f"data.shards={folder}/shards", f"run_dir={folder}/compare"),
-        f"weights={folder}/paired/ecg_tower.safetensors",
-        *(f"{name}={folder}/{run}/ecg_tower.safetensors" for name, run in others.items()),
+        *(sys.executable, "launch/compare.py", f"data.shards={folder}/shards", f"run_dir={folder}/{name}"),
+        f"weights={weights}",
+        *(f"{key}={folder}/{run}/ecg_tower.safetensors" for key, run in others.items()),
+        *(() if windows is None else ("arms=[probe,finetune,scratch]",)),
         f"null={str(cohort == 'null').lower()}",
-        *(f"labels={LABELS[cohort]}", f"draws={sizes.draws}", f"repeats={sizes.repeats}"),
+        *(f"labels={labels}", f"draws={sizes.draws}", f"repeats={sizes.repeats}"),
         *(f"bootstrap={sizes.bootstrap}", f"workers={sizes.processes}", f"seed={sizes.seed}"),
+    ]
+
+
+def windows_file(sizes: Sizes, count: int) -> str:
+    """Where the main run's tower stands with another number of windows."""
+    return f"{sizes.out}/main/paired_windows_{count}.safetensors"
+
+
+def with_windows(sizes: Sizes, count: int) -> None:
+    """Write the main run's tower as one that expects `count` windows. Training saw random ones in any case."""
+    tower = load_ecg_tower(f"{sizes.out}/main/paired/ecg_tower.safetensors")
+    changed = build_ecg_tower(dataclasses.replace(tower.config, windows=count), tower.embedding, seed=0)
+    save_ecg_tower(windows_file(sizes, count), changed, state=tower.state_dict())
+
+
+def by_windows(sizes: Sizes, arms: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Arms at 50 labels of the main cohort by windows per record; `arms` are those of the recipe's own number."""
+    found = {3: arms}
+    for count in WINDOWS:
+        found[count] = files.read_json(f"{sizes.out}/main/compare_windows_{count}/summary.json")["arms"]
+    return [
+        {"windows": count, **row}
+        for count in sorted(found)
+        for row in found[count]
+        if (row["cohort"], row["labels"], row["stenosis_weight"]) == ("main", 50, 0.3)
+        and row["arm"] in ("probe", "finetune", "scratch")
     ]
 
 
@@ -214,6 +255,7 @@ def table(
     arms: list[dict[str, Any]],
     differences: list[dict[str, Any]],
     rules: list[dict[str, Any]],
+    windows: list[dict[str, Any]],
     summaries: dict[str, Any],
     version: int,
 ) -> str:
@@ -230,6 +272,8 @@ def table(
         lines.append(f"| {key[0]} | {key[1]} | {key[2]:g} | " + " | ".join(found.get(n, "") for n in counts) + " |")
     lines += ["", "| difference | weight | labels | AUROC |", "|---|---|---|---|"]
     lines += [f"| {r['name']} | {r['stenosis_weight']:g} | {r['labels']} | {cell(r)} |" for r in differences]
+    lines += ["", "| arm at 50 labels | windows per record | AUROC |", "|---|---|---|"]
+    lines += [f"| {r['arm']} | {r['windows']} | {cell(r)} |" for r in sorted(windows, key=lambda r: r["arm"])]
     lines += ["", "| rule | found | |", "|---|---|---|"]
     lines += [f"| {r['rule']} | {cell(r)} | {'pass' if r['passed'] else '**FAIL**'} |" for r in rules]
     main = summaries["main"]
