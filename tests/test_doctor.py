@@ -2,12 +2,16 @@
 
 import importlib.metadata
 import json
+import sys
 from pathlib import Path
 
 import pytest
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.uid import UID
 
 from stence_dist import doctor as examined
 from stence_dist.config.doctor import DoctorConfig
+from stence_dist.data.readers.images.codecs import COMMON
 from stence_dist.doctor import EXTRAS, Finding, doctor, examine
 from stence_dist.errors import CheckFailedError
 
@@ -34,6 +38,24 @@ def test_every_extra_has_a_line() -> None:
     """No extra of the package is unknown to the doctor."""
     stated = set(importlib.metadata.metadata("stence_dist").get_all("Provides-Extra") or ())
     assert stated - {"dev"} == set(EXTRAS)
+
+
+def test_codecs_are_those_of_the_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the reader decodes with, and what brings it where it is absent, even beside pyjpegls; nothing to convert."""
+    pytest.importorskip("gdcm")
+    codecs = found(examine(tmp_path), "codecs")
+    assert {name: finding.text for name, finding in codecs.items() if finding.text == "gdcm"}.keys() == {
+        "JPEG extended, 12 bit",
+        "JPEG Lossless",
+        "JPEG-LS",
+    }
+    monkeypatch.setitem(sys.modules, "gdcm", None)
+    for syntax, _ in COMMON.values():
+        monkeypatch.delitem(get_decoder(UID(syntax))._available, "gdcm", raising=False)
+    for name, finding in found(examine(tmp_path), "codecs").items():
+        absent = codecs[name].text == "gdcm"
+        assert finding.state == ("missing" if absent else "ok"), name
+        assert ('pip install "stence_dist[dicom]"' in finding.text) == absent
 
 
 def test_an_absent_extra_is_named_and_no_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,5 @@
 """Angiograms: runs, pictures, maps and stored features, by their headers alone. No pixel is decoded."""
 
-import importlib.util
 import warnings
 from array import array
 from dataclasses import dataclass
@@ -25,8 +24,6 @@ RUN, SINGLE, NO_RUN = "run", "single frame", "other object"
 _START = 65536
 _KEY_SOURCES = (VIEWS_TABLE, "header", "only frame", "contrast")
 _MOST_POINTS = 1500  # of the picture of angles
-_EXTENDED = "1.2.840.10008.1.2.4.51"
-_OF_EXTRA = (".4.51", ".4.57", ".4.70", ".4.80", ".4.81")
 
 
 @dataclass(frozen=True)
@@ -71,21 +68,6 @@ def study_files(path: Path) -> list[Path]:
     return [file for file in found if file.is_file() and file.name != VIEWS_TABLE and not is_declaration(file)]
 
 
-@lru_cache(maxsize=256)
-def decodes(syntax: str, bits: int) -> bool:
-    """Whether what is installed here decodes pixels of a transfer syntax."""
-    from pydicom.pixels.decoders.base import get_decoder
-    from pydicom.uid import UID
-
-    try:
-        available = bool(get_decoder(UID(syntax)).is_available)
-    except (NotImplementedError, TypeError, ValueError):
-        return False
-    if syntax == _EXTENDED and bits > 8:
-        return available and importlib.util.find_spec("gdcm") is not None
-    return available
-
-
 def look_at_view(path: Path, note: ViewNote | None = None) -> ViewSeen | None:
     """What the header of a file showed; None for a file that is no view. Raises nothing."""
     kind = None
@@ -126,6 +108,7 @@ def _look_at_picture(path: Path, note: ViewNote | None) -> ViewSeen:
 
 
 def _look_at_dicom(path: Path, note: ViewNote | None) -> ViewSeen:
+    from stence_dist.data.readers.images.codecs import codec_of
     from stence_dist.data.readers.images.dicom_header import number, stated
     from stence_dist.data.readers.images.dicom_xa import RUN_CLASSES
 
@@ -156,7 +139,7 @@ def _look_at_dicom(path: Path, note: ViewNote | None) -> ViewSeen:
         DICOM,
         NO_RUN if sop_class not in RUN_CLASSES else SINGLE if frames == 1 else RUN,
         syntax=syntax,
-        decodes=decodes(syntax, bits),
+        decodes=codec_of(syntax, bits) is not None,
         frames=frames or None,
         size=f"{rows} x {columns}",
         bits=bits,
@@ -306,8 +289,9 @@ class Views:
 
     def _report(self, section: Section) -> None:
         for syntax, count in self._absent.ordered():
-            advice = 'pip install "stence_dist[dicom]"' if syntax.endswith(_OF_EXTRA) else "convert these files"
-            text = f"no codec here for {_syntax_name(syntax)}: {advice}"
+            from stence_dist.data.readers.images.codecs import advice  # imports pydicom, as whoever met a syntax did
+
+            text = f"no codec here for {_syntax_name(syntax)}: {advice(syntax)}"
             section.add(PROBLEM, text, count, self._absent.places(syntax))
         for what, count in self._reasons.ordered():
             section.add(WARNING, f"cannot be used: {what}", count, self._reasons.places(what))

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from recordings import LEADS, sine_ecg, write_cohort, write_run, write_wfdb
 
-from stence_dist.check import studies
 from stence_dist.check.examine import check, examine
 from stence_dist.check.findings import NOTE, PROBLEM, WARNING, Finding, Result, Section, Table
 from stence_dist.check.page import render
@@ -26,6 +25,7 @@ from stence_dist.config.load import run
 from stence_dist.config.targets import TargetsConfig
 from stence_dist.data.build import build
 from stence_dist.data.readers import ReaderError
+from stence_dist.data.readers.images import codecs
 from stence_dist.errors import CheckFailedError, ConfigError, DataError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -258,7 +258,7 @@ def test_a_split_that_loses_all_its_rows(tmp_path: Path) -> None:
 
 def test_an_absent_codec_is_a_problem(small_cohort: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is named with what installs it, and its rows count as lost."""
-    monkeypatch.setattr(studies, "decodes", lambda syntax, bits: False)
+    monkeypatch.setattr(codecs, "codec_of", lambda syntax, bits: None)
     result = looked_at(small_cohort)
     assert found(result, PROBLEM, "no codec here for Explicit VR Little Endian").count == 48
     assert sum(row[3] for row in rows_of(result, "Splits").values()) == 24

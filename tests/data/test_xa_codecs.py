@@ -24,8 +24,10 @@ from pydicom.sequence import Sequence
 from pydicom.uid import UID
 from scipy.fft import dctn
 
+from stence_dist.check.studies import look_at_view
 from stence_dist.data.frames import FrameSettings
 from stence_dist.data.readers import ReaderError, read_study
+from stence_dist.data.readers.images.codecs import advice, codec_of
 
 SIDE = 32
 THREE = FrameSettings(image_size=SIDE, frames_per_view=3, frame_spacing=1)
@@ -280,19 +282,38 @@ def test_unused_bits_play_no_part(
     np.testing.assert_array_equal(read_study(tmp_path, THREE).views[0].frames, expected)
 
 
+@pytest.fixture
+def without_gdcm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine that has not got the package, whatever else of the extra is there."""
+    monkeypatch.setitem(sys.modules, "gdcm", None)  # an import of it then fails
+    for number in (50, 51, 57, 70, 80, 81, 90, 91):
+        monkeypatch.delitem(get_decoder(f"{JPEG}{number}")._available, "gdcm", raising=False)
+
+
+@pytest.mark.usefixtures("without_gdcm")
 @pytest.mark.parametrize("syntax", [f"{JPEG}{number}" for number in (51, 57, 70, 80, 81)])
-def test_an_absent_codec_is_named(
-    tmp_path: Path, make_run: Write, monkeypatch: pytest.MonkeyPatch, syntax: str
-) -> None:
-    """Without the extra: a named error, no other codec's attempt."""
+def test_an_absent_codec_is_named(tmp_path: Path, make_run: Write, syntax: str) -> None:
+    """Without the extra: a named error, no other codec's attempt; a check of the file says the same beforehand."""
     write_band(make_run, tmp_path / "a.dcm", 12)
     in_jpeg(tmp_path / "a.dcm", syntax, 12)
-    if syntax == f"{JPEG}51":
-        monkeypatch.setitem(sys.modules, "gdcm", None)  # an import of it then fails
-    else:
-        monkeypatch.delitem(get_decoder(syntax)._available, "gdcm", raising=False)
     with pytest.raises(ReaderError, match=r'no codec for .*pip install "stence_dist\[dicom\]"'):
         read_study(tmp_path, THREE)
+    seen = look_at_view(tmp_path / "a.dcm")
+    assert seen is not None
+    assert not seen.decodes
+    assert advice(syntax) == 'pip install "stence_dist[dicom]"'
+
+
+@pytest.mark.parametrize("bits", [8, 12])
+def test_what_decodes_a_syntax(bits: int, request: pytest.FixtureRequest) -> None:
+    """The table of `codecs`, with the extra and without: pyjpegls decodes nothing, pydicom alone no 12-bit JPEG."""
+    pytest.importorskip("gdcm")
+    syntaxes = (*(f"{JPEG}{number}" for number in (50, 51, 57, 70, 80, 91, 102)), RLE, "1.2.840.10008.1.2.1.99", "")
+    decoded = ("pillow", "pillow" if bits == 8 else "gdcm", *["gdcm"] * 3, "pillow", None, "pydicom", "pydicom", None)
+    assert tuple(codec_of(syntax, bits) for syntax in syntaxes) == decoded
+    request.getfixturevalue("without_gdcm")
+    left = tuple(None if codec == "gdcm" else codec for codec in decoded)
+    assert tuple(codec_of(syntax, bits) for syntax in syntaxes) == left
 
 
 def test_unknown_syntaxes_are_named(tmp_path: Path, make_run: Write) -> None:
