@@ -7,6 +7,7 @@ import resource
 import struct
 import sys
 import time
+import warnings
 import zlib
 from collections.abc import Callable
 from functools import partial
@@ -682,6 +683,23 @@ def test_runs_too_large_are_refused(tmp_path: Path, make_run: Write) -> None:
     ):
         write_band(make_run, tmp_path / "a.dcm", 8, **elements)
         assert "at most 20000 of 4096 x 4096" in refused(tmp_path)
+
+
+def test_parsers_warn_nobody(tmp_path: Path, make_run: Write, caplog: pytest.LogCaptureFixture) -> None:
+    """pydicom quotes the name of an unknown character set; readers keep it to themselves, and none is logged."""
+    write_band(make_run, tmp_path / "a.dcm", 8)
+    content = (tmp_path / "a.dcm").read_bytes()
+    name = b"Mustermann"
+    place = content.index(b"\x08\0\x16\0")  # SOPClassUID comes right behind the character set
+    element = b"\x08\0\x05\0CS" + len(name).to_bytes(2, "little") + name
+    (tmp_path / "a.dcm").write_bytes(content[:place] + element + content[place:])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with pytest.warns(UserWarning, match="Mustermann"):
+            pydicom.dcmread(tmp_path / "a.dcm", stop_before_pixels=True).get("PatientName")
+        read_study(tmp_path, ONE)
+    assert caught == []
+    assert "Mustermann" not in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def codec_of(syntax: str, bits: int = 8) -> str | None:
     if syntax == JPEGExtended12Bit and bits > 8:
         return None if gdcm_module() is None else "gdcm"
     if not decoder.is_encapsulated:
-        return "pydicom"
+        return "pydicom" if decoder.is_available else None
     return next((name for name in _CODECS if name in decoder.available_plugins), None)
 
 
