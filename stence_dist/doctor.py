@@ -115,7 +115,11 @@ def _devices() -> list[Finding]:
     for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         about = torch.cuda.get_device_properties(number)
         with torch.cuda.device(number):
-            half = "bf16" if torch.cuda.is_bf16_supported() else "no bf16: set engine.precision=fp16 (ZeRO 0) or fp32"
+            half = (
+                "bf16"
+                if torch.cuda.is_bf16_supported(including_emulation=False)
+                else "no bf16: set engine.precision=fp16 (ZeRO 0) or fp32"
+            )
         text = f"{about.name}, {about.total_memory / 2**30:.0f} GiB, capability {about.major}.{about.minor}, {half}"
         findings.append(Finding("devices", f"GPU {number}", "ok", text))
     return findings
@@ -155,11 +159,15 @@ def _storage(folder: Path) -> list[Finding]:
             findings.append(Finding("storage", name, "warning", f"{text}: {advice}"))
         else:
             findings.append(Finding("storage", name, "ok", text))
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    findings.append(
-        Finding("storage", "open files", "ok" if soft >= 1024 else "warning", f"at most {soft} per process")
-    )
+    findings.append(_open_files())
     return findings
+
+
+def _open_files() -> Finding:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return Finding("storage", "open files", "ok", "without limit")
+    return Finding("storage", "open files", "ok" if soft >= 1024 else "warning", f"at most {soft} per process")
 
 
 def _try_port() -> str:

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import resource
 import sys
 from pathlib import Path
 
@@ -66,6 +67,13 @@ def test_an_absent_extra_is_named_and_no_problem(tmp_path: Path, monkeypatch: py
     assert finding.state == "missing"
     assert 'h5py not installed; pip install "stence_dist[hdf5]"' in finding.text
     doctor(DoctorConfig(folder=str(tmp_path)))
+
+
+def test_unlimited_files_are_no_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a limit the system says -1; with a small one there is a warning."""
+    for limit, state in ((resource.RLIM_INFINITY, "ok"), (256, "warning")):
+        monkeypatch.setattr(resource, "getrlimit", lambda _, limit=limit: (limit, limit))
+        assert found(examine(tmp_path), "storage")["open files"].state == state
 
 
 def test_problems_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
