@@ -1,7 +1,6 @@
 """What this machine can do, and what is missing for what."""
 
 import importlib.metadata
-import importlib.util
 import json
 import os
 import platform
@@ -24,21 +23,11 @@ from stence_dist.errors import CheckFailedError, RefusedError
 
 # extra -> what it is for; its packages stand in the package's own metadata.
 EXTRAS = {
-    "dicom": "angiograms in JPEG Lossless and JPEG-LS, as most cath labs store them",
+    "dicom": "angiograms in JPEG Lossless, JPEG-LS and 12-bit JPEG, as most cath labs store them",
     "edf": "ECGs in EDF+",
     "hdf5": "ECGs in HDF5 (CODE-15, SPH)",
     "philips": "ECGs in Philips XML",
     "parquet": "cohort tables in Parquet",
-}
-# Ways to store pixels that angiograms come in.
-CODECS = {
-    "uncompressed": "1.2.840.10008.1.2.1",
-    "RLE": "1.2.840.10008.1.2.5",
-    "JPEG baseline": "1.2.840.10008.1.2.4.50",
-    "JPEG extended, 12 bit": "1.2.840.10008.1.2.4.51",
-    "JPEG Lossless": "1.2.840.10008.1.2.4.70",
-    "JPEG-LS": "1.2.840.10008.1.2.4.80",
-    "JPEG 2000": "1.2.840.10008.1.2.4.91",
 }
 _SMALL_SHARED_MEMORY = 2**30  # bytes; loader processes pass batches through it
 _SMALL_DISK = 10 * 2**30
@@ -126,24 +115,24 @@ def _devices() -> list[Finding]:
     for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         about = torch.cuda.get_device_properties(number)
         with torch.cuda.device(number):
-            half = "bf16" if torch.cuda.is_bf16_supported() else "no bf16: set engine.precision=fp16 (ZeRO 0) or fp32"
+            half = (
+                "bf16"
+                if torch.cuda.is_bf16_supported(including_emulation=False)
+                else "no bf16: set engine.precision=fp16 (ZeRO 0) or fp32"
+            )
         text = f"{about.name}, {about.total_memory / 2**30:.0f} GiB, capability {about.major}.{about.minor}, {half}"
         findings.append(Finding("devices", f"GPU {number}", "ok", text))
     return findings
 
 
 def _codecs() -> list[Finding]:
-    from pydicom.pixels.decoders.base import get_decoder
-    from pydicom.uid import UID
+    from stence_dist.data.readers.images.codecs import COMMON, advice, codec_of  # imports pydicom
 
     findings = []
-    for name, syntax in CODECS.items():
-        decoder = get_decoder(UID(syntax))
-        if decoder.is_available:
-            findings.append(Finding("codecs", name, "ok", ", ".join(decoder.available_plugins)))
-        else:
-            advice = "convert these files" if name.endswith("12 bit") else 'pip install "stence_dist[dicom]"'
-            findings.append(Finding("codecs", name, "missing", f"no decoder; {advice}"))
+    for name, (syntax, bits) in COMMON.items():
+        codec = codec_of(syntax, bits)
+        state, text = ("ok", codec) if codec else ("missing", f"no codec; {advice(syntax)}")
+        findings.append(Finding("codecs", name, state, text))
     return findings
 
 
@@ -170,11 +159,15 @@ def _storage(folder: Path) -> list[Finding]:
             findings.append(Finding("storage", name, "warning", f"{text}: {advice}"))
         else:
             findings.append(Finding("storage", name, "ok", text))
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    findings.append(
-        Finding("storage", "open files", "ok" if soft >= 1024 else "warning", f"at most {soft} per process")
-    )
+    findings.append(_open_files())
     return findings
+
+
+def _open_files() -> Finding:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return Finding("storage", "open files", "ok", "without limit")
+    return Finding("storage", "open files", "ok" if soft >= 1024 else "warning", f"at most {soft} per process")
 
 
 def _try_port() -> str:

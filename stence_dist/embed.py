@@ -16,14 +16,17 @@ from tqdm import tqdm
 from stence_dist import files
 from stence_dist.config.embed import EmbedConfig
 from stence_dist.data.readers import read_ecg
+from stence_dist.data.readers.ecg import RECORDINGS, format_of
 from stence_dist.ecg import EcgSpec, prepare_windows
 from stence_dist.errors import DataError, RefusedError
 from stence_dist.models.ecg_tower import EcgTower, embed_windows, load_ecg_tower
 
 logger = logging.getLogger("stence_dist")
 
-# What a folder is searched for. A WFDB record is found by its header.
+# What a folder is searched for by name, and the formats that it is searched for by content: numbers and tables may be
+# anything else. A WFDB record is found by its header.
 SUFFIXES = (".hea", ".npy", ".npz")
+_BY_CONTENT = frozenset(RECORDINGS) - {"WFDB", "npz", "text table"}
 
 Windows = NDArray[np.float32]
 
@@ -31,6 +34,7 @@ Windows = NDArray[np.float32]
 def embed(config: EmbedConfig) -> None:
     """Write config.out: features (n, D), embeddings (n, E) unit norm where there is a projector, record (n,) text.
 
+    Records are named by their files, which may name patients: the result is readable by its owner only.
     A recording of a folder that cannot be read is logged and listed in `OUT.rejects.csv`, and the others go on; a
     single recording that cannot be read raises DataError, and so does a folder without any that can.
     """
@@ -41,9 +45,10 @@ def embed(config: EmbedConfig) -> None:
     if config.prepared:
         total, recordings = prepared_windows(source, tower.spec)
     elif source.is_dir():
-        found = sorted(path for path in source.rglob("*") if path.suffix in SUFFIXES and path.is_file())
+        found = sorted(path for path in source.rglob("*") if path.is_file() and _is_ecg(path))
         if not found:
-            raise DataError(f"{source} holds no ECG (searched for {', '.join(SUFFIXES)}). Give a file, or its folder.")
+            searched = ", ".join([*SUFFIXES, *sorted(_BY_CONTENT)])
+            raise DataError(f"{source} holds no ECG (searched for {searched}). Give a file, or its folder.")
         total, recordings = len(found), folder_windows(source, found, tower.spec, config.wfdb_scale, rejects)
     else:
         total, recordings = 1, single_windows(source, tower.spec, config.wfdb_scale)
@@ -55,7 +60,7 @@ def embed(config: EmbedConfig) -> None:
         write_rejects(listed, rejects)
     if not arrays:
         raise DataError(f"None of the {total} recordings in {source} could be read; see {config.out}.rejects.csv.")
-    with files.replacing(config.out) as temporary, open(temporary, "wb") as file:
+    with files.replacing(config.out, mode=0o600) as temporary, open(temporary, "wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
     logger.info("%s: %d recordings, %d rejected", config.out, len(arrays["record"]), len(rejects))
 
@@ -96,6 +101,14 @@ def read_windows(path: Path, spec: EcgSpec, wfdb_scale: str) -> Windows:
     return prepare_windows(record.signal(), leads=record.leads, sampling_rate=record.sampling_rate, spec=spec)
 
 
+def _is_ecg(path: Path) -> bool:
+    """Whether a file of a folder is a recording, or cannot be opened to see."""
+    try:
+        return path.suffix in SUFFIXES or format_of(path) in _BY_CONTENT
+    except OSError:
+        return True
+
+
 def record_name(path: Path) -> str:
     """How an ECG is called in the output: a WFDB record without `.hea`, any other file by its whole name."""
     return str(path.with_suffix("") if path.suffix == ".hea" else path)
@@ -113,13 +126,13 @@ def folder_windows(
     folder: Path, paths: list[Path], spec: EcgSpec, wfdb_scale: str, rejects: list[tuple[str, str]]
 ) -> Iterator[tuple[str, Windows]]:
     """Every recording that can be read, named by its path below the folder; the others go to `rejects`."""
-    for path in paths:
+    for number, path in enumerate(paths, start=1):
         record = record_name(path.relative_to(folder))
         try:
             yield record, read_windows(path, spec, wfdb_scale)
         except RefusedError as error:
             rejects.append((record, str(error)))
-            logger.warning("recording %d of %d left out: %s", paths.index(path) + 1, len(paths), error)
+            logger.warning("recording %d of %d left out: %s", number, len(paths), error)
 
 
 def prepared_windows(path: Path, spec: EcgSpec) -> tuple[int, Iterator[tuple[str, Windows]]]:

@@ -2,12 +2,17 @@
 
 import importlib.metadata
 import json
+import resource
+import sys
 from pathlib import Path
 
 import pytest
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.uid import UID
 
 from stence_dist import doctor as examined
 from stence_dist.config.doctor import DoctorConfig
+from stence_dist.data.readers.images.codecs import COMMON
 from stence_dist.doctor import EXTRAS, Finding, doctor, examine
 from stence_dist.errors import CheckFailedError
 
@@ -36,6 +41,24 @@ def test_every_extra_has_a_line() -> None:
     assert stated - {"dev"} == set(EXTRAS)
 
 
+def test_codecs_are_those_of_the_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the reader decodes with, and what brings it where it is absent, even beside pyjpegls; nothing to convert."""
+    pytest.importorskip("gdcm")
+    codecs = found(examine(tmp_path), "codecs")
+    assert {name: finding.text for name, finding in codecs.items() if finding.text == "gdcm"}.keys() == {
+        "JPEG extended, 12 bit",
+        "JPEG Lossless",
+        "JPEG-LS",
+    }
+    monkeypatch.setitem(sys.modules, "gdcm", None)
+    for syntax, _ in COMMON.values():
+        monkeypatch.delitem(get_decoder(UID(syntax))._available, "gdcm", raising=False)
+    for name, finding in found(examine(tmp_path), "codecs").items():
+        absent = codecs[name].text == "gdcm"
+        assert finding.state == ("missing" if absent else "ok"), name
+        assert ('pip install "stence_dist[dicom]"' in finding.text) == absent
+
+
 def test_an_absent_extra_is_named_and_no_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The package, the command that installs it, and what it is for."""
     version = examined._version
@@ -44,6 +67,13 @@ def test_an_absent_extra_is_named_and_no_problem(tmp_path: Path, monkeypatch: py
     assert finding.state == "missing"
     assert 'h5py not installed; pip install "stence_dist[hdf5]"' in finding.text
     doctor(DoctorConfig(folder=str(tmp_path)))
+
+
+def test_unlimited_files_are_no_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a limit the system says -1; with a small one there is a warning."""
+    for limit, state in ((resource.RLIM_INFINITY, "ok"), (256, "warning")):
+        monkeypatch.setattr(resource, "getrlimit", lambda _, limit=limit: (limit, limit))
+        assert found(examine(tmp_path), "storage")["open files"].state == state
 
 
 def test_problems_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

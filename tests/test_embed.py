@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hospital import Person, write_dicom_ecg, write_muse_ecg
 from recordings import sine_ecg, write_wfdb
 
 from stence_dist.config.ecg_encoder import ResNetConfig
@@ -62,6 +63,7 @@ def test_a_record_is_embedded(name: str, folder: Path, weights: Path, tmp_path: 
     np.testing.assert_allclose(arrays["features"], features[None], atol=1e-5)
     np.testing.assert_allclose(arrays["embeddings"], embedding[None], atol=1e-5)
     assert arrays["record"].tolist() == ["a"]
+    assert stat.S_IMODE((tmp_path / "emb.npz").stat().st_mode) == 0o600  # the name may be a patient's
 
 
 @pytest.mark.parametrize("batch_size", [1, 64])
@@ -77,6 +79,17 @@ def test_a_folder_goes_on_past_bad_files(batch_size: int, folder: Path, weights:
     assert [row["record"] for row in rejects] == ["broken"]
     assert rejects[0]["reason"]
     assert stat.S_IMODE(Path(f"{out}.rejects.csv").stat().st_mode) == 0o600
+
+
+def test_a_folder_is_searched_by_content(folder: Path, weights: Path, tmp_path: Path) -> None:
+    """DICOM and MUSE XML whatever they are called; no notes, no table of numbers, no signal file beside its header."""
+    person = Person(0)
+    write_dicom_ecg(folder, person, 1).rename(folder / "c.bin")
+    write_muse_ecg(folder, person, 2).rename(folder / "d.txt")
+    (folder / "notes.xml").write_text("<note/>")
+    (folder / "rates.csv").write_text("1,2\n3,4\n")
+    embed(EmbedConfig(weights=str(weights), ecg=str(folder), out=str(tmp_path / "emb.npz")))
+    assert loaded(tmp_path / "emb.npz")["record"].tolist() == ["a", "c.bin", "d.txt", "deeper/b"]
 
 
 def test_a_single_bad_file_is_an_error(folder: Path, weights: Path, tmp_path: Path) -> None:

@@ -15,10 +15,11 @@ from stence_dist.check import identifiers
 from stence_dist.check.findings import NOTE, PROBLEM, WARNING, Result, Section, Table, Tally
 from stence_dist.check.pictures import drawn_file, ecg_pictures, run_pictures
 from stence_dist.check.recordings import Place, Recordings, read_all
-from stence_dist.check.studies import Views, look_at_view, view_kind
+from stence_dist.check.studies import Views, look_at_view
 from stence_dist.config.check import CheckConfig
 from stence_dist.data.readers.ecg import COLLECTIONS, format_of, read_waveform, split_entry
 from stence_dist.data.readers.ecg.wfdb_record import header_of
+from stence_dist.data.readers.images import kind_of
 from stence_dist.data.readers.images.memmap import is_declaration
 from stence_dist.data.readers.images.views_table import VIEWS_TABLE, ViewNote, read_views_table
 from stence_dist.data.readers.record import ReaderError
@@ -102,7 +103,7 @@ def _parts(files: list[Path]) -> set[Path]:
     for header in headers:
         try:
             parts |= _wfdb_parts(header) - {header}
-        except OSError:
+        except (OSError, ValueError):  # a file that cannot be opened, or names that no file can have
             continue  # whoever reads the record says so
     named = {file.with_suffix("") for file in files if file.suffix not in (".json", ".hea")}
     for file in files:
@@ -142,7 +143,7 @@ def _sort_out(files: list[Path]) -> _Contents:
                 contents.others.add("parts of recordings (signals, annotations, sidecars)")
             elif format_of(file) is not None and not _is_bare_array(file):
                 contents.ecgs += _recordings_of(label, file)
-            elif view_kind(file) is not None or file.suffix.lower() in (".dcm", ".dicom"):
+            elif kind_of(file) is not None or file.suffix.lower() in (".dcm", ".dicom"):
                 contents.views.append((label, file))
             elif format_of(file) is not None:
                 contents.others.add(_BARE)

@@ -75,6 +75,7 @@ _HDF5_MAGIC, _ZIP_MAGIC = b"\x89HDF\r\n\x1a\n", b"PK\x03\x04"
 _LARGEST_HEADER = 1_000_000  # bytes of a text header
 _DEFERRED = 65536  # bytes from which the value of a DICOM element stays on disk
 _DEEPEST = 6  # sequences within sequences
+_LONGEST_PATH = 1000  # characters of names of nested elements; patterns may take quadratic time
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _DAY, _MONTH = r"(0?[1-9]|[12]\d|3[01])", r"(0?[1-9]|1[0-2])"
 _DATE = re.compile(
@@ -269,6 +270,8 @@ def _of_wfdb(header: Path) -> tuple[set[str], set[str]]:
 def _xml_entries(element: Element, path: str) -> Iterator[tuple[str, str, Element]]:
     """(path of names in lower case, text, element) of every text and every telling attribute below an element."""
     here = f"{path}/{element.tag.casefold()}"
+    if len(here) > _LONGEST_PATH:
+        raise ReaderError("names of nested elements are too long.")
     if (element.text or "").strip():
         yield here, (element.text or "").strip(), element
     for name, value in element.attrib.items():

@@ -1,6 +1,5 @@
 """Angiograms: runs, pictures, maps and stored features, by their headers alone. No pixel is decoded."""
 
-import importlib.util
 import warnings
 from array import array
 from dataclasses import dataclass
@@ -13,20 +12,14 @@ import numpy as np
 from stence_dist.check import identifiers
 from stence_dist.check.findings import NOTE, PROBLEM, WARNING, Picture, Section, Table, Tally
 from stence_dist.check.recordings import Place, plain_reason
-from stence_dist.data.readers.images.memmap import is_declaration, is_frame_map, is_token_map
-from stence_dist.data.readers.images.pictures import is_picture
+from stence_dist.data.readers.images import DICOM, FEATURES, PICTURES, TOKEN_MAPS, kind_of, study_files
 from stence_dist.data.readers.images.views_table import VIEWS_TABLE, ViewNote, read_views_table
 from stence_dist.data.readers.record import ReaderError
 
-DICOM, PICTURE, FEATURES = "DICOM images", "picture (PNG, JPEG)", "stored features"
-FRAME_MAP, TOKEN_MAP = "memory map of frames", "memory map of tokens"
-TOKENS = (FEATURES, TOKEN_MAP)
-RUN, SINGLE, NO_RUN = "run", "single frame", "other object"
-_START = 65536
+TOKENS = (FEATURES, TOKEN_MAPS)
+RUN, SINGLE, NO_RUN, UNSEEN = "run", "single frame", "other object", "not looked at"
 _KEY_SOURCES = (VIEWS_TABLE, "header", "only frame", "contrast")
 _MOST_POINTS = 1500  # of the picture of angles
-_EXTENDED = "1.2.840.10008.1.2.4.51"
-_OF_EXTRA = (".4.51", ".4.57", ".4.70", ".4.80", ".4.81")
 
 
 @dataclass(frozen=True)
@@ -48,61 +41,23 @@ class ViewSeen:
     fields: frozenset[str] = frozenset()
 
 
-def view_kind(path: Path) -> str | None:
-    """Which kind of view a file is, by its content; None for any other file."""
-    with open(path, "rb") as file:
-        start = file.read(_START)
-    if start[128:132] == b"DICM":
-        return DICOM
-    if is_picture(path, start):
-        return PICTURE
-    if is_frame_map(path, start):
-        return FRAME_MAP
-    if is_token_map(path, start):
-        return TOKEN_MAP
-    from stence_dist.data.readers.images.features import is_features  # imports torch
-
-    return FEATURES if is_features(path, start) else None
-
-
-def study_files(path: Path) -> list[Path]:
-    """The files that the readers look at for a study: all of a folder, or the one file."""
-    found = sorted(path.rglob("*")) if path.is_dir() else [path]
-    return [file for file in found if file.is_file() and file.name != VIEWS_TABLE and not is_declaration(file)]
-
-
-@lru_cache(maxsize=256)
-def decodes(syntax: str, bits: int) -> bool:
-    """Whether what is installed here decodes pixels of a transfer syntax."""
-    from pydicom.pixels.decoders.base import get_decoder
-    from pydicom.uid import UID
-
-    try:
-        available = bool(get_decoder(UID(syntax)).is_available)
-    except (NotImplementedError, TypeError, ValueError):
-        return False
-    if syntax == _EXTENDED and bits > 8:
-        return available and importlib.util.find_spec("gdcm") is not None
-    return available
-
-
 def look_at_view(path: Path, note: ViewNote | None = None) -> ViewSeen | None:
     """What the header of a file showed; None for a file that is no view. Raises nothing."""
     kind = None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pydicom quotes the values that it stumbles over
-            kind = view_kind(path)
+            kind = kind_of(path)
             if kind == DICOM:
                 return _look_at_dicom(path, note)
-            if kind == PICTURE:
+            if kind == PICTURES:
                 return _look_at_picture(path, note)
     except Exception as error:  # headers are damaged in many ways
         return ViewSeen(kind or "unknown", reason=plain_reason(error))
     if kind is None:
         damaged = path.suffix.lower() in (".dcm", ".dicom")
         return ViewSeen(DICOM, reason="the file ends in .dcm and holds no DICOM header.") if damaged else None
-    return ViewSeen(kind, angles=_noted(note), key_frame=_key_frame(note, False))
+    return ViewSeen(kind, angles=_noted(note), key_frame="" if kind in TOKENS else _key_frame(note, False))
 
 
 def _noted(note: ViewNote | None) -> tuple[float, float] | None:
@@ -122,16 +77,17 @@ def _look_at_picture(path: Path, note: ViewNote | None) -> ViewSeen:
 
     with Image.open(path, formats=("PNG", "JPEG")) as image:
         size = f"{image.height} x {image.width}"
-    return ViewSeen(PICTURE, frames=1, size=size, angles=_noted(note), key_frame="only frame")
+    return ViewSeen(PICTURES, frames=1, size=size, angles=_noted(note), key_frame="only frame")
 
 
 def _look_at_dicom(path: Path, note: ViewNote | None) -> ViewSeen:
+    from stence_dist.data.readers.images.codecs import codec_of
     from stence_dist.data.readers.images.dicom_header import number, stated
     from stence_dist.data.readers.images.dicom_xa import RUN_CLASSES
 
     header = identifiers.read_header(path)
     if header is None:
-        return ViewSeen(DICOM, fields=frozenset({identifiers.NOT_SEARCHED}), syntax="deflated", what="not looked at")
+        return ViewSeen(DICOM, fields=frozenset({identifiers.NOT_SEARCHED}), syntax="deflated", what=UNSEEN)
     fields = identifiers.of_dicom(header)
     syntax = str(header.file_meta.get("TransferSyntaxUID", ""))
     sop_class = str(header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID", ""))
@@ -156,7 +112,7 @@ def _look_at_dicom(path: Path, note: ViewNote | None) -> ViewSeen:
         DICOM,
         NO_RUN if sop_class not in RUN_CLASSES else SINGLE if frames == 1 else RUN,
         syntax=syntax,
-        decodes=decodes(syntax, bits),
+        decodes=codec_of(syntax, bits) is not None,
         frames=frames or None,
         size=f"{rows} x {columns}",
         bits=bits,
@@ -191,12 +147,12 @@ def _syntax_name(syntax: str) -> str:
 
 def look_at_study(path: Path) -> tuple[list[tuple[Path, ViewSeen]], int, str | None]:
     """What the files of a study showed, how many others there are, and why the study cannot be used. Raises nothing."""
-    if not path.exists():
-        return [], 0, "the study folder does not exist."
-    folder = path if path.is_dir() else path.parent
     reason = None
     notes: dict[str, ViewNote] = {}
     try:
+        if not path.exists():
+            return [], 0, "the study folder does not exist."
+        folder = path if path.is_dir() else path.parent
         notes = read_views_table(folder)
         files = study_files(path)
     except (ReaderError, OSError) as error:
@@ -212,7 +168,7 @@ def look_at_study(path: Path) -> tuple[list[tuple[Path, ViewSeen]], int, str | N
         reason = failed[0]
     elif len(kinds) > 1:
         reason = f"the study mixes kinds of views ({' and '.join(sorted(kinds))}); one kind only."
-    elif not any(view.what == RUN for _, view in seen):
+    elif not any(view.what in (RUN, UNSEEN) for _, view in seen):
         reason = "no view: no file is a run of several frames, a picture, a map or stored features."
     return seen, len(files) - len(seen), reason
 
@@ -257,7 +213,7 @@ class Views:
             if not seen.decodes:
                 self._absent.add(seen.syntax, place.label)
         for tally, value in (
-            (self._frames, _range_of(seen.frames)),
+            (self._frames, "" if seen.kind in TOKENS else _range_of(seen.frames)),
             (self._sizes, seen.size),
             (self._bits, f"{seen.bits} bit" if seen.bits else ""),
             (self._rates, f"{seen.rate:.3g} per second" if seen.rate else ""),
@@ -306,8 +262,9 @@ class Views:
 
     def _report(self, section: Section) -> None:
         for syntax, count in self._absent.ordered():
-            advice = 'pip install "stence_dist[dicom]"' if syntax.endswith(_OF_EXTRA) else "convert these files"
-            text = f"no codec here for {_syntax_name(syntax)}: {advice}"
+            from stence_dist.data.readers.images.codecs import advice  # imports pydicom, as whoever met a syntax did
+
+            text = f"no codec here for {_syntax_name(syntax)}: {advice(syntax)}"
             section.add(PROBLEM, text, count, self._absent.places(syntax))
         for what, count in self._reasons.ordered():
             section.add(WARNING, f"cannot be used: {what}", count, self._reasons.places(what))

@@ -150,7 +150,7 @@ def _is_built(out: Path, identity: dict[str, Any]) -> bool:
         return False
     foreign = [entry.name for entry in out.iterdir() if entry.name not in (".lock", UNFINISHED)]
     if foreign:
-        raise DataError(f"out={out} holds other files ({', '.join(sorted(foreign)[:3])}). Choose an empty folder.")
+        raise DataError(f"out={out} holds {len(foreign)} other files. Choose an empty folder.")
     return False
 
 

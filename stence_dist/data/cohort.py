@@ -2,6 +2,7 @@
 
 import hmac
 import logging
+import math
 import os
 import secrets
 from collections import defaultdict
@@ -127,7 +128,9 @@ def _number(values: Mapping[str, str], field: str, low: float, high: float) -> f
     except ValueError:
         raise _FieldError(field, f"{field} is not a number; expected {low:g} to {high:g}, or empty.") from None
     if not low <= number <= high:
-        raise _FieldError(field, f"{field} is {number:g}; expected {low:g} to {high:g}, or empty.")
+        # A long number in the wrong column may be a patient's, or a date of birth.
+        found = f"{number:g}" if abs(number) < 1000 or math.isinf(number) else "a number of another size"
+        raise _FieldError(field, f"{field} is {found}; expected {low:g} to {high:g}, or empty.")
     return number
 
 
@@ -144,12 +147,12 @@ def _check_row(number: int, values: Mapping[str, str], key: str) -> CohortRow:
     columns: dict[str, Any] = {field: _number(values, field, *_RANGES[field]) for field in _RANGES}
     sex = values.get("sex", "").upper()
     if sex not in ("M", "F", ""):
-        raise _FieldError("sex", f"sex is {values['sex'][:10]!r}; expected M, F or empty.")
+        raise _FieldError("sex", f"sex holds {len(sex)} characters; expected M, F or empty.")
     columns["sex"] = sex or None
     for field in (*_FLAG_COLUMNS, *(name for name in values if LABEL_COLUMN.fullmatch(name))):
         text = values.get(field, "").casefold()
         if text not in _UNKNOWN and text not in _FLAGS:
-            raise _FieldError(field, f"{field} is {text[:10]!r}; expected 0, 1 or empty.")
+            raise _FieldError(field, f"{field} is neither 0 nor 1; expected one of them, or empty.")
         columns[field] = _FLAGS.get(text)
     for field in ("site", "device"):
         text = values.get(field, "")
@@ -167,8 +170,8 @@ def _given_splits(table: Sequence[Mapping[str, str]], path: Path) -> bool:
     for number, split in enumerate(given, start=1):
         if split not in SPLITS:
             raise DataError(
-                f"{path}, row {number}: split is {split[:20]!r}; expected train, val or test in every row, "
-                "or an empty column to have patients split."
+                f"{path}, row {number}: split is {'something else' if split else 'empty'}; expected train, val or "
+                "test in every row, or an empty column to have patients split."
             )
     return True
 

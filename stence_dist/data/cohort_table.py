@@ -6,6 +6,7 @@ import logging
 import math
 import re
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from stence_dist.config.build import ColumnsConfig
@@ -29,6 +30,7 @@ OPTIONAL = (
 )
 LABEL_COLUMN = re.compile(r"label_[A-Za-z0-9_.-]{1,60}")  # 0 / 1 labels of any task; they keep their names
 SEGMENT_COLUMNS = tuple(f"seg_{segment}" for segment in SEGMENTS)
+COLUMNS = (*REQUIRED, *EXPECTED, *OPTIONAL, *SEGMENT_COLUMNS)  # all that are known, by their own names
 
 
 def _read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
@@ -64,24 +66,30 @@ def _is_empty(value: object) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
+def found_columns(header: Sequence[str], known: Iterable[str]) -> str:
+    """What a message says of a table's header: its headings, unless none is `known`; it may be a patient's row then."""
+    if not set(header) & set(known):
+        return f"none of the usual ones among the {len(header)} of its first line; is that a header?"
+    return f"found {', '.join(header)}"
+
+
 def _find_columns(path: Path, header: list[str], columns: ColumnsConfig) -> dict[str, int]:
     """Place in the header of every known column, and of every `label_*`, that is there. Raises DataError for one that
     is needed and is not.
     """
-    known = (*REQUIRED, *EXPECTED, *OPTIONAL, *SEGMENT_COLUMNS)
-    stated = {name: str(getattr(columns, name)) for name in known}
-    places = {name: header.index(stated[name]) for name in known if stated[name] in header}
-    renamed = [name for name in known if name not in places and stated[name] != name]
+    stated = {name: str(getattr(columns, name)) for name in COLUMNS}
+    places = {name: header.index(stated[name]) for name in COLUMNS if stated[name] in header}
+    renamed = [name for name in COLUMNS if name not in places and stated[name] != name]
     if renamed:
         raise DataError(
             f"{path} has no column {stated[renamed[0]]!r}, which columns.{renamed[0]} names "
-            f"(found {', '.join(header)})."
+            f"({found_columns(header, stated.values())})."
         )
     needed = [*REQUIRED, *(SEGMENT_COLUMNS if any(name in places for name in SEGMENT_COLUMNS) else ())]
     absent = [name for name in needed if name not in places]
     if absent:
         raise DataError(
-            f"{path} has no column {', '.join(absent)} (found {', '.join(header)}). "
+            f"{path} has no column {', '.join(absent)} ({found_columns(header, stated.values())}). "
             f"Add it, or name yours: columns.{absent[0]}=…  "
             "An empty study_path means ECG only, an empty segment unknown."
         )
@@ -102,7 +110,8 @@ def read_lines(path: Path, key: str) -> tuple[list[str], list[list[str]]]:
     header, lines = (_read_parquet if is_parquet else _read_csv)(path)
     twice = [name for name, count in Counter(header).items() if count > 1]
     if twice:
-        raise DataError(f"{path} has the column {twice[0]!r} twice. Keep one.")
+        places = [str(place) for place, name in enumerate(header, start=1) if name == twice[0]]
+        raise DataError(f"{path}: the columns {' and '.join(places)} have one name. Keep one of them.")
     if not lines:
         raise DataError(f"{path} has a header and no row.")
     return header, lines

@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 
 from stence_dist.config.pair import PairConfig
-from stence_dist.data.cohort_table import read_lines
+from stence_dist.data.cohort_table import COLUMNS, found_columns, read_lines
 from stence_dist.errors import DataError
 from stence_dist.files import write_text
 
@@ -73,7 +73,7 @@ def _entries(path: Path, key: str, config: PairConfig, date: str, place: str, le
     missing = [name for name in (config.patient_id, date, place) if name not in header]
     if missing:
         raise DataError(
-            f"{path} has no column {', '.join(missing)} (found {', '.join(header)}). Add it, or name yours with "
+            f"{path} has no column {', '.join(missing)} ({found_columns(header, COLUMNS)}). Add it, or name yours with "
             f"patient_id= and {'ecg_date' if key == 'ecg' else 'study_date'}=."
         )
     entries = []

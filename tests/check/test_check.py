@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 from forks import Forks
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 from recordings import LEADS, sine_ecg, write_cohort, write_run, write_wfdb
 
-from stence_dist.check import studies
 from stence_dist.check.examine import check, examine
 from stence_dist.check.findings import NOTE, PROBLEM, WARNING, Finding, Result, Section, Table
 from stence_dist.check.page import render
@@ -28,6 +29,7 @@ from stence_dist.config.load import run
 from stence_dist.config.targets import TargetsConfig
 from stence_dist.data.build import build
 from stence_dist.data.readers import ReaderError
+from stence_dist.data.readers.images import codecs
 from stence_dist.errors import CheckFailedError, ConfigError, DataError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -260,10 +262,28 @@ def test_a_split_that_loses_all_its_rows(tmp_path: Path) -> None:
 
 def test_an_absent_codec_is_a_problem(small_cohort: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is named with what installs it, and its rows count as lost."""
-    monkeypatch.setattr(studies, "decodes", lambda syntax, bits: False)
+    monkeypatch.setattr(codecs, "codec_of", lambda syntax, bits: None)
     result = looked_at(small_cohort)
     assert found(result, PROBLEM, "no codec here for Explicit VR Little Endian").count == 48
     assert sum(row[3] for row in rows_of(result, "Splits").values()) == 24
+
+
+def test_odd_paths_and_names_end_no_check(tmp_path: Path) -> None:
+    """A study whose name no file system takes, a deflated run, and a WFDB header that names `.` as its signal file."""
+    cohort = write_cohort(tmp_path, pairs=6, ecg_only=0, seed=4)
+    edit(cohort, lambda rows: rows[1].update(study_path="s" * 300))
+    run = tmp_path / "study" / "s000" / "run0.dcm"
+    dataset = pydicom.dcmread(run)
+    dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    dataset.SOPInstanceUID = "1.2.3"
+    dataset.save_as(run, enforce_file_format=True)
+    result = looked_at(cohort)
+    lost = [finding for finding in result.of_level(WARNING) if "study cannot be used" in finding.text]
+    assert [finding.places for finding in lost] == [("row 2",)]
+    assert "sss" not in result.to_text()
+    header = tmp_path / "ecg" / "r003.hea"
+    header.write_text(header.read_text().replace("r003.dat", "."))
+    assert found(looked_at(tmp_path / "ecg"), WARNING, "outside its own folder").count == 1
 
 
 def test_fractions_and_lesions_only(tmp_path: Path) -> None:
@@ -291,6 +311,7 @@ def test_kinds_of_studies_do_not_mix(tmp_path: Path) -> None:
     assert found(result, WARNING, "studies of pixels and of stored tokens do not mix").places == ("row 2",)
     assert found(result, WARNING, "mixes kinds of views").places == ("row 3",)
     assert found(result, WARNING, "no view").places == ("row 4",)
+    assert rows_of(result, "Where key frames come from") == {"header": [9]}  # tokens have none
 
 
 def test_limit_draws_from_every_split(small_cohort: Path) -> None:

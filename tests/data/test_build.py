@@ -106,7 +106,7 @@ def test_a_second_call_changes_nothing(small_cohort: Path, tmp_path: Path, caplo
     assert contents(out) == before
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "thesis.txt").write_text("x")
-    with pytest.raises(DataError, match=r"holds other files \(thesis\.txt\)"):
+    with pytest.raises(DataError, match="holds 1 other files"):
         build(config(small_cohort, tmp_path / "foreign"))
     assert list(contents(tmp_path / "foreign")) == ["thesis.txt"]
 

@@ -104,11 +104,12 @@ def test_given_splits_are_taken_and_checked(tmp_path: Path) -> None:
         read(tmp_path, torn)
     assert "MRN" not in str(caught.value)
     rows[6]["split"] = ""
-    with pytest.raises(DataError, match=r"row 7: split is ''; expected train, val or test in every row"):
+    with pytest.raises(DataError, match=r"row 7: split is empty; expected train, val or test in every row"):
         read(tmp_path, rows)
-    rows[6]["split"] = "dev"
-    with pytest.raises(DataError, match="split is 'dev'"):
+    rows[6]["split"] = "Mustermann"
+    with pytest.raises(DataError, match="row 7: split is something else; expected train") as caught:
         read(tmp_path, rows)
+    assert "Mustermann" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +119,7 @@ def test_given_splits_are_taken_and_checked(tmp_path: Path) -> None:
         ("seg_1", "-1", "seg_1 is -1; expected 0 to 100"),
         ("seg_1", "severe", "seg_1 is not a number"),
         ("seg_1", "inf", "seg_1 is inf"),
-        ("sex", "X", "sex is 'X'; expected M, F or empty"),
+        ("sex", "X", "sex holds 1 characters; expected M, F or empty"),
         ("age", "230", "age is 230; expected 0 to 130"),
         ("days_between", "soon", "days_between is not a number"),
         ("patient_id", "", "patient_id is empty"),
@@ -183,6 +184,33 @@ def test_a_repeated_row_is_rejected(tmp_path: Path) -> None:
     assert cohort.rows[-1].row == 7
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("sex", "Mustermann"), ("label_af", "Mustermann"), ("age", "19510312"), ("seg_3", "4711081"), ("lvef", "4711081")],
+)
+def test_no_reason_quotes_a_cell(tmp_path: Path, field: str, value: str) -> None:
+    """A name, a date or a number that stands in the wrong column goes into no list and no log."""
+    rows = patients(4)
+    rows = [{**row, field: value if row is rows[2] else ""} for row in rows]
+    (reject,) = read(tmp_path, rows).rejects
+    assert reject.field == field
+    assert value[:4] not in reject.message()
+
+
+def test_a_table_without_header_is_not_quoted(tmp_path: Path) -> None:
+    """Its first line is a patient's; it is said that no heading is a known one, and which columns repeat a text."""
+    path = tmp_path / "cohort.csv"
+    path.write_text("Mustermann,4711,1951-03-12\nDoe,4712,1952-03-12\n")
+    with pytest.raises(
+        DataError, match="none of the usual ones among the 3 of its first line; is that a header"
+    ) as one:
+        read_cohort(path, ColumnsConfig(), SECRET, 0)
+    path.write_text("Mustermann,4711,Mustermann\nDoe,4712,Doe\n")
+    with pytest.raises(DataError, match="the columns 1 and 3 have one name") as two:
+        read_cohort(path, ColumnsConfig(), SECRET, 0)
+    assert not [error for error in (one, two) if "Mustermann" in str(error.value)]
+
+
 def test_other_column_names(tmp_path: Path) -> None:
     """columns.* renames; without it, and for a name that is not there, the message names the key to set."""
     rows = [{("MRN" if name == "patient_id" else name): value for name, value in row.items()} for row in patients(4)]
@@ -214,7 +242,7 @@ def test_columns_that_are_not_there(tmp_path: Path, caplog: pytest.LogCaptureFix
         (b"", "is empty"),
         (b"a,b\n1,2,3\n", "row 1 has 3 fields, the header 2"),
         (b"\xff\xfe,\n", "no CSV in UTF-8"),
-        (",".join(["age", *FIELDS, *SEGMENTS]).encode() + b"\n", "column 'age' twice"),
+        (",".join(["age", *FIELDS, *SEGMENTS]).encode() + b"\n", "columns 1 and 6 have one name"),
         (",".join([*FIELDS, *SEGMENTS]).encode() + b"\n", "a header and no row"),
         (b"PAR1garbage", "no readable Parquet file"),
     ],

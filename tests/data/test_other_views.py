@@ -163,7 +163,7 @@ def test_kinds_do_not_mix_in_a_study(tmp_path: Path, gray: Gray, make_run: Calla
 
     make_run(tmp_path / "run", frames)
     Image.fromarray(gray).save(tmp_path / "a.png")
-    assert "1 DICOM files and 1 pictures; one kind only, as a picture may be a thumbnail" in refused(tmp_path)
+    assert "1 DICOM images and 1 pictures; one kind only, as a picture may be a thumbnail" in refused(tmp_path)
     (tmp_path / "run").unlink()
     write_map("b")
     assert "1 pictures and 1 memory maps of frames" in refused(tmp_path)

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from stence_dist.data.frames import FrameSettings
 from stence_dist.data.readers import ImageStudy, ReaderError, read_ecg, read_study
+from stence_dist.data.readers.ecg.waveform import Device
 from stence_dist.data.readers.record import quantize
 from stence_dist.ecg import LEADS
 
@@ -159,7 +160,7 @@ def test_bad_signals_are_refused(tmp_path: Path, signal: Signal) -> None:
         bad[lead] = value
         with pytest.raises(ReaderError, match=message):
             read_ecg(write(tmp_path, bad))
-    with pytest.raises(ReaderError, match="unit 'mmHg' is not known; expected V, mV, uV or nV"):
+    with pytest.raises(ReaderError, match="the unit is not known; expected V, mV, uV or nV"):
         read_ecg(write(tmp_path, signal, units=["mV"] * 11 + ["mmHg"]))
     with pytest.raises(ReaderError, match="lead V5 is there twice"):
         read_ecg(write(tmp_path, signal, sig_name=[*LEADS[:11], "v5"]))
@@ -190,6 +191,46 @@ def test_damaged_wfdb_files_are_refused(tmp_path: Path, signal: Signal) -> None:
     assert "header cannot be parsed" in message()
     header.unlink()
     assert "does not exist" in message()
+
+
+def test_refusals_quote_no_header(tmp_path: Path, signal: Signal) -> None:
+    """A name for a unit, for leads, for a suffix and for a recording of many: what is wrong is said without it."""
+    for name in "abc":
+        (tmp_path / name).mkdir()
+    shifted = ["mV"] * 11 + ["Mustermann"]
+    paths = [write(tmp_path / "a", signal, units=shifted)]
+    paths.append(write(tmp_path / "b", np.vstack([signal, signal[:2]]), sig_name=[*LEADS, "Mustermann", "v6"]))
+    paths.append(write(tmp_path / "c", signal))
+    header = paths[-1].with_suffix(".hea")
+    header.write_text(header.read_text().replace("r.dat", "Mustermann.Jo"))
+    paths.append(paths[-1].with_name("r.hea#Mustermann"))
+    said = []
+    for path in paths:
+        with pytest.raises(ReaderError) as caught:
+            read_ecg(path)
+        said.append(str(caught.value))
+    expected = (
+        "the unit is not known",
+        "V6 is there twice",
+        "file (name withheld) is missing",
+        "one of many recordings",
+    )
+    assert [part in text for part, text in zip(expected, said, strict=True)] == [True] * 4, said
+    assert not [text for text in said if "Jo" in text or "Mustermann" in text]
+
+
+@pytest.mark.parametrize("model", ["ELI 250", "MAC 5500 HD", "CARDIOVIT AT-102", "PageWriter TC70", "el250", "SE-1200"])
+def test_a_model_is_a_product(model: str) -> None:
+    """Names of recorders pass."""
+    assert Device(model).flags() == {"device": model}
+
+
+@pytest.mark.parametrize(
+    "model", ["Mustermann 2", "Room 3 Plantara", "MAC 0099123", "MAC", "Lee\u00a02", "x" * 41 + "1"]
+)
+def test_what_is_no_product_is_dropped(model: str) -> None:
+    """Names of people and places with a number, serial numbers, words without any number, unusual or long texts."""
+    assert Device(model).flags() == {}
 
 
 def test_numpy_files(tmp_path: Path, signal: Signal) -> None:
@@ -412,7 +453,7 @@ def test_bad_studies_are_refused(
     assert "not one that pydicom decodes" in message()
     make_run(path, frames)
     monkeypatch.setattr(Decoder, "is_available", property(lambda decoder: False))
-    monkeypatch.setattr("stence_dist.data.readers.images.dicom_xa._IN_EXTRA", (".1.2.1",))
+    monkeypatch.setattr("stence_dist.data.readers.images.codecs._IN_EXTRA", (".1.2.1",))
     assert 'pip install "stence_dist[dicom]"' in message()
 
 

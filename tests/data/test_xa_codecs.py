@@ -7,6 +7,7 @@ import resource
 import struct
 import sys
 import time
+import warnings
 import zlib
 from collections.abc import Callable
 from functools import partial
@@ -24,8 +25,10 @@ from pydicom.sequence import Sequence
 from pydicom.uid import UID
 from scipy.fft import dctn
 
+from stence_dist.check.studies import look_at_view
 from stence_dist.data.frames import FrameSettings
 from stence_dist.data.readers import ReaderError, read_study
+from stence_dist.data.readers.images.codecs import advice, codec_of
 
 SIDE = 32
 THREE = FrameSettings(image_size=SIDE, frames_per_view=3, frame_spacing=1)
@@ -280,19 +283,38 @@ def test_unused_bits_play_no_part(
     np.testing.assert_array_equal(read_study(tmp_path, THREE).views[0].frames, expected)
 
 
+@pytest.fixture
+def without_gdcm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine that has not got the package, whatever else of the extra is there."""
+    monkeypatch.setitem(sys.modules, "gdcm", None)  # an import of it then fails
+    for number in (50, 51, 57, 70, 80, 81, 90, 91):
+        monkeypatch.delitem(get_decoder(f"{JPEG}{number}")._available, "gdcm", raising=False)
+
+
+@pytest.mark.usefixtures("without_gdcm")
 @pytest.mark.parametrize("syntax", [f"{JPEG}{number}" for number in (51, 57, 70, 80, 81)])
-def test_an_absent_codec_is_named(
-    tmp_path: Path, make_run: Write, monkeypatch: pytest.MonkeyPatch, syntax: str
-) -> None:
-    """Without the extra: a named error, no other codec's attempt."""
+def test_an_absent_codec_is_named(tmp_path: Path, make_run: Write, syntax: str) -> None:
+    """Without the extra: a named error, no other codec's attempt; a check of the file says the same beforehand."""
     write_band(make_run, tmp_path / "a.dcm", 12)
     in_jpeg(tmp_path / "a.dcm", syntax, 12)
-    if syntax == f"{JPEG}51":
-        monkeypatch.setitem(sys.modules, "gdcm", None)  # an import of it then fails
-    else:
-        monkeypatch.delitem(get_decoder(syntax)._available, "gdcm", raising=False)
     with pytest.raises(ReaderError, match=r'no codec for .*pip install "stence_dist\[dicom\]"'):
         read_study(tmp_path, THREE)
+    seen = look_at_view(tmp_path / "a.dcm")
+    assert seen is not None
+    assert not seen.decodes
+    assert advice(syntax) == 'pip install "stence_dist[dicom]"'
+
+
+@pytest.mark.parametrize("bits", [8, 12])
+def test_what_decodes_a_syntax(bits: int, request: pytest.FixtureRequest) -> None:
+    """The table of `codecs`, with the extra and without: pyjpegls decodes nothing, pydicom alone no 12-bit JPEG."""
+    pytest.importorskip("gdcm")
+    syntaxes = (*(f"{JPEG}{number}" for number in (50, 51, 57, 70, 80, 91, 102)), RLE, "1.2.840.10008.1.2.1.99", "")
+    decoded = ("pillow", "pillow" if bits == 8 else "gdcm", *["gdcm"] * 3, "pillow", None, "pydicom", "pydicom", None)
+    assert tuple(codec_of(syntax, bits) for syntax in syntaxes) == decoded
+    request.getfixturevalue("without_gdcm")
+    left = tuple(None if codec == "gdcm" else codec for codec in decoded)
+    assert tuple(codec_of(syntax, bits) for syntax in syntaxes) == left
 
 
 def test_unknown_syntaxes_are_named(tmp_path: Path, make_run: Write) -> None:
@@ -661,6 +683,23 @@ def test_runs_too_large_are_refused(tmp_path: Path, make_run: Write) -> None:
     ):
         write_band(make_run, tmp_path / "a.dcm", 8, **elements)
         assert "at most 20000 of 4096 x 4096" in refused(tmp_path)
+
+
+def test_parsers_warn_nobody(tmp_path: Path, make_run: Write, caplog: pytest.LogCaptureFixture) -> None:
+    """pydicom quotes the name of an unknown character set; readers keep it to themselves, and none is logged."""
+    write_band(make_run, tmp_path / "a.dcm", 8)
+    content = (tmp_path / "a.dcm").read_bytes()
+    name = b"Mustermann"
+    place = content.index(b"\x08\0\x16\0")  # SOPClassUID comes right behind the character set
+    element = b"\x08\0\x05\0CS" + len(name).to_bytes(2, "little") + name
+    (tmp_path / "a.dcm").write_bytes(content[:place] + element + content[place:])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with pytest.warns(UserWarning, match="Mustermann"):
+            pydicom.dcmread(tmp_path / "a.dcm", stop_before_pixels=True).get("PatientName")
+        read_study(tmp_path, ONE)
+    assert caught == []
+    assert "Mustermann" not in caplog.text
 
 
 @pytest.mark.parametrize(

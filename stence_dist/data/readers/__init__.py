@@ -1,6 +1,8 @@
 """From files to records: one reader per format, chosen by content, in `ecg/` and `images/`."""
 
 import contextlib
+import logging
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,11 +16,17 @@ from stence_dist.errors import RefusedError
 __all__ = ["EcgRecord", "ImageStudy", "ReaderError", "View", "read_ecg", "read_study"]
 
 
+# It quotes the values that it stumbles over, and nothing of a header may end in a log.
+logging.getLogger("pydicom").disabled = True
+
+
 @contextlib.contextmanager
 def _only_reader_errors(field: str) -> Iterator[None]:
     """Turn whatever a reader raises on a file that nobody foresaw into a ReaderError: one file never ends a build."""
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # parsers quote here, too
+            yield
     except RefusedError:
         raise
     except OSError as error:

@@ -34,8 +34,7 @@ def lead_positions(names: Sequence[str | None]) -> dict[str, int]:
         if lead is None:
             continue
         if lead in positions:
-            found = " ".join(map(str, names))
-            raise ReaderError(f"lead {lead} is there twice (found {found}); each lead is expected once.")
+            raise ReaderError(f"lead {lead} is there twice; each lead is expected once.")
         positions[lead] = position
     missing = [lead for lead in LEADS if lead not in positions]
     chest = [lead for lead in missing if lead not in LIMB_LEADS]

@@ -67,7 +67,7 @@ def read_waveform(path: Path) -> Waveform:
     if name in RECORDINGS and entry is None:
         return RECORDINGS[name][1](file)
     if name in RECORDINGS:
-        raise ReaderError(f"#{entry} names one of many recordings; a file of format {name} holds one.")
+        raise ReaderError(f"the part after # names one of many recordings; a file of format {name} holds one.")
     if not file.exists():
         raise ReaderError("the ECG file does not exist.")
     raise ReaderError(f"the ECG file is of no known format; expected {', '.join([*RECORDINGS, *COLLECTIONS])}.")

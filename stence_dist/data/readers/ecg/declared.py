@@ -42,7 +42,7 @@ class Declared:
         except (TypeError, ValueError):
             raise ReaderError("sampling_rate must be a number, unit a text, leads a list of texts.") from None
         if declared.axes not in _AXES:
-            raise ReaderError(f"axes is {declared.axes[:20]!r}; expected {' or '.join(_AXES)}.")
+            raise ReaderError(f"axes is not known; expected {' or '.join(_AXES)}.")
         return declared
 
     def waveform(self, recording: NDArray[Any]) -> Waveform:
@@ -64,7 +64,7 @@ def read_sidecar(path: Path) -> dict[str, Any]:
     """The entries of the .json beside an array file. Raises ReaderError."""
     sidecar = path.with_suffix(".json")
     if not sidecar.is_file():
-        raise ReaderError(f"the {path.suffix} file has no sidecar of the same name in .json with {', '.join(FIELDS)}.")
+        raise ReaderError(f"the file has no sidecar of the same name in .json with {', '.join(FIELDS)}.")
     try:
         if sidecar.stat().st_size > _LARGEST_SIDECAR:
             raise ValueError

@@ -30,7 +30,14 @@ _UNITS = {
     "microvolts": 1e-3,
     "nv": 1e-6,
 }
-_MODEL = re.compile(r"(?=.*\d)[\w .+/-]{1,40}")  # a product has a number; people, who also stand there, have none
+# A product has a number, and of long words its makers' alone. People and rooms, who also stand there, have others; six
+# digits are a serial number.
+_MODEL = re.compile(r"(?=.*\d)(?!.*\d{6})[\w .+/-]{1,40}", re.ASCII)
+_MAKERS_WORD = re.compile(
+    r"allyn|burdick|cardiac|cardimax|cardiofax|cardioperfect|cardiosoft|cardiovit|denshi|express|"
+    r"fukuda|heartstart|intellivue|kohden|lifepak|marquette|mortara|nihon|pagewriter|philips|physio|"
+    r"schiller|spacelabs|touch|welch"
+)
 
 
 def millivolts_per_unit(unit: str) -> float:
@@ -39,8 +46,8 @@ def millivolts_per_unit(unit: str) -> float:
         return _UNITS[unit.strip().casefold()]
     except KeyError:
         raise ReaderError(
-            f"unit {unit.strip()[:20] or '(empty)'!r} is not known; expected V, mV, uV or nV. Correct the file's header"
-            " or what is declared beside it."
+            f"the unit is {'not known' if unit.strip() else 'not stated'}; expected V, mV, uV or nV. Correct the "
+            "file's header or what is declared beside it."
         ) from None
 
 
@@ -64,8 +71,9 @@ class Device:
     def flags(self) -> dict[str, Any]:
         """The stated fields under the names that shards use."""
         model = self.model.strip() if self.model else ""
+        words = re.findall(r"[a-z]{5,}", model.casefold())
         stated = {
-            "device": model if _MODEL.fullmatch(model) else None,
+            "device": model if _MODEL.fullmatch(model) and all(map(_MAKERS_WORD.fullmatch, words)) else None,
             "high_pass_hz": self.high_pass,
             "low_pass_hz": self.low_pass,
         }

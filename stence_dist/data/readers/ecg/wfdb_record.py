@@ -106,7 +106,7 @@ def _check_length(file: Path, needed: int) -> None:
 def _kind(name: str) -> str:
     """A file's suffix: its whole name may identify a patient, and so may what only looks like a suffix."""
     suffix = Path(name).suffix
-    return "*" + suffix if len(suffix) <= 4 else "(name withheld)"
+    return "*" + suffix if suffix in (".dat", ".mat") else "(name withheld)"
 
 
 def _read_plain(header: Path) -> _Signals | None:

@@ -14,30 +14,45 @@ Recognizes = Callable[[Path, bytes], bool]  # the path and the first bytes of th
 Reads = Callable[[Path, list[Path], FrameSettings], ImageStudy]  # the folder and those of its files that are its own
 
 
+DICOM, PICTURES, FEATURES = "DICOM images", "pictures", "stored features"
+FRAME_MAPS, TOKEN_MAPS = "memory maps of frames", "memory maps of tokens"
+
+
 def _kinds() -> dict[str, tuple[Recognizes, Reads]]:
     """name -> (is a file of this kind?, read them all). The first that knows a file has it."""
-    # pydicom and torch take a second to import; a cohort of ECGs alone needs neither.
+    # pydicom takes a second to import; a cohort of ECGs alone does not need it.
     from stence_dist.data.readers.images.dicom_xa import is_dicom, read_runs
     from stence_dist.data.readers.images.features import is_features, read_features
     from stence_dist.data.readers.images.memmap import is_frame_map, is_token_map, read_frame_maps, read_token_map
     from stence_dist.data.readers.images.pictures import is_picture, read_pictures
 
     return {
-        "DICOM files": (is_dicom, read_runs),
-        "pictures": (is_picture, read_pictures),
-        "stored features": (is_features, read_features),
-        "memory maps of frames": (is_frame_map, read_frame_maps),
-        "memory maps of tokens": (is_token_map, read_token_map),
+        DICOM: (is_dicom, read_runs),
+        PICTURES: (is_picture, read_pictures),
+        FEATURES: (is_features, read_features),
+        FRAME_MAPS: (is_frame_map, read_frame_maps),
+        TOKEN_MAPS: (is_token_map, read_token_map),
     }
 
 
-def _members(files: list[Path], kinds: dict[str, tuple[Recognizes, Reads]]) -> dict[str, list[Path]]:
+def kind_of(path: Path) -> str | None:
+    """Which kind of view a file is, by its content; None for any other file."""
+    with open(path, "rb") as file:
+        start = file.read(_START)
+    return next((name for name, (recognizes, _) in _kinds().items() if recognizes(path, start)), None)
+
+
+def study_files(path: Path) -> list[Path]:
+    """The files of a study that may be views: all of a folder, searched recursively, or the one file."""
+    found = sorted(path.rglob("*")) if path.is_dir() else [path]
+    return [file for file in found if file.is_file() and file.name != VIEWS_TABLE and not is_declaration(file)]
+
+
+def _members(files: list[Path]) -> dict[str, list[Path]]:
     """The files of each kind that is there, in the order of `files`. Raises ReaderError for a damaged DICOM file."""
     members: dict[str, list[Path]] = {}
     for file in files:
-        with open(file, "rb") as opened:
-            start = opened.read(_START)
-        name = next((name for name, (recognizes, _) in kinds.items() if recognizes(file, start)), None)
+        name = kind_of(file)
         if name is not None:
             members.setdefault(name, []).append(file)
         elif file.suffix.lower() in (".dcm", ".dicom"):
@@ -54,10 +69,9 @@ def read_views(path: Path, settings: FrameSettings) -> ImageStudy:
     if not path.exists():
         raise ReaderError("the study folder does not exist.", "study_path")
     folder = path if path.is_dir() else path.parent
-    found = sorted(path.rglob("*")) if path.is_dir() else [path]
-    files = [file for file in found if file.is_file() and file.name != VIEWS_TABLE and not is_declaration(file)]
+    files = study_files(path)
     kinds = _kinds()
-    members = _members(files, kinds)
+    members = _members(files)
     if not members:
         raise ReaderError(f"zero views: none of {len(files)} files is of a known kind.", "study_path")
     if len(members) > 1:

@@ -1,6 +1,5 @@
 """Elements of a DICOM header that may be absent, empty, malformed, or stated per frame."""
 
-import logging
 import math
 from typing import Any
 
@@ -8,9 +7,8 @@ from pydicom import config as pydicom_settings
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 
-# pydicom quotes the values that it stumbles over, in warnings and in its log; nothing of a header may end there.
+# Malformed values are common, and refused where they matter; pydicom need not look for them.
 pydicom_settings.settings.reading_validation_mode = pydicom_settings.IGNORE
-logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 
 
 def _in_groups(groups: Any, name: str) -> Any:

@@ -2,19 +2,10 @@
 
 Only the SOP class, the transfer syntax and the image pixel module are required; everything else may be absent. No
 header field leaves this module but the ones named here. Frames are found and decoded one at a time, those that nobody
-asks for not at all, and none before its codestream and the header agree on its size.
-
-| transfer syntax | codec |
-|---|---|
-| uncompressed, big endian, deflated, RLE | pydicom |
-| JPEG baseline and 8-bit extended, JPEG 2000 | Pillow |
-| JPEG lossless, JPEG-LS, 12-bit extended | python-gdcm, of the extra `dicom` |
-
-pyjpegls, too, decodes JPEG-LS, but never comes back from some damaged frames; it is not used.
+asks for not at all, and none before its codestream and the header agree on its size. `codecs` says what decodes them.
 """
 
 import contextlib
-import importlib
 import io
 import itertools
 import math
@@ -44,6 +35,7 @@ from pydicom.uid import (
 from pydicom.valuerep import DT
 
 from stence_dist.data.frames import FrameSettings
+from stence_dist.data.readers.images.codecs import advice, codec_of, gdcm_module
 from stence_dist.data.readers.images.codestream import check_runs, jpeg2000_size, jpeg2000_stream, jpeg_size
 from stence_dist.data.readers.images.dicom_gray import to_gray
 from stence_dist.data.readers.images.dicom_header import number, stated
@@ -84,10 +76,6 @@ _TAGS = [
     "ExtendedOffsetTable",
     "ExtendedOffsetTableLengths",
 ]
-# 12-bit JPEG, JPEG lossless and JPEG-LS: what the extra `dicom` decodes beyond pydicom and Pillow.
-_IN_EXTRA = (".4.51", ".4.57", ".4.70", ".4.80", ".4.81")
-# Pydicom's names of codecs, the first that knows a syntax decodes it: what else is installed changes no pixel.
-_CODECS = ("pydicom", "pillow", "gdcm", "pylibjpeg")
 _PIXEL_DATA = (0x7FE0, 0x0010)
 _LARGEST_INFLATED = 128 * 1024**2  # bytes, all of them in memory: deflated runs are rare, and small
 _CHUNK = 1024**2
@@ -196,23 +184,22 @@ def _open_run(path: Path) -> _File | None:
     return _File(path, header, frames, place, vr)
 
 
-def _codec(syntax: Any) -> tuple[Decoder, str]:
-    """The decoder of a transfer syntax, and which of its codecs to use ("" = it needs none). Raises ReaderError."""
+def _decoder(syntax: Any) -> tuple[Decoder, str]:
+    """The decoder of a transfer syntax, and which of its codecs to use. Raises ReaderError."""
     try:
         decoder = get_decoder(syntax)
     except (NotImplementedError, TypeError, ValueError):
         known = bool(syntax) and syntax.name != syntax  # an unknown one may be any text
         name = f"transfer syntax {syntax} ({syntax.name})" if known else "an unknown transfer syntax"
         raise _fail(f"{name} is not one that pydicom decodes; convert the file.") from None
-    codec = next((name for name in _CODECS if name in decoder.available_plugins), "")
-    if not decoder.is_available or (decoder.is_encapsulated and not codec):
+    codec = codec_of(syntax)
+    if codec is None:
         raise _absent(syntax)
     return decoder, codec
 
 
 def _absent(syntax: Any) -> ReaderError:
-    advice = 'pip install "stence_dist[dicom]"' if str(syntax).endswith(_IN_EXTRA) else "convert the file"
-    return _fail(f"no codec for transfer syntax {syntax} ({syntax.name}): {advice}.")
+    return _fail(f"no codec for transfer syntax {syntax} ({syntax.name}): {advice(syntax)}.")
 
 
 def _encoded_frames(file: BinaryIO, run: _File, indices: list[int] | None) -> Iterator[bytes]:
@@ -251,11 +238,10 @@ def _decode_frame(encoded: bytes, run: _File, decoder: Decoder, codec: str) -> N
 
 
 def _decode_extended(encoded: bytes, options: dict[str, Any], syntax: Any) -> NDArray[Any]:
-    """The stored values (H, W) of a 12-bit JPEG frame: GDCM decodes it, but pydicom 3.0 does not let it."""
-    try:
-        gdcm = importlib.import_module("gdcm")
-    except ImportError:
-        raise _absent(syntax) from None
+    """The stored values (H, W) of a 12-bit JPEG frame."""
+    gdcm: Any = gdcm_module()
+    if gdcm is None:
+        raise _absent(syntax)
     fragment = gdcm.Fragment()
     fragment.SetByteStringValue(encoded)
     fragments = gdcm.SequenceOfFragments.New()
@@ -276,7 +262,7 @@ def _decode_extended(encoded: bytes, options: dict[str, Any], syntax: Any) -> ND
 
 def _decode(run: _File, indices: list[int] | None) -> Iterator[NDArray[Any]]:
     """Stored frames (H, W) by number, or all. Raises ReaderError for damaged pixels or an absent codec."""
-    decoder, codec = _codec(run.header.file_meta.get("TransferSyntaxUID"))
+    decoder, codec = _decoder(run.header.file_meta.get("TransferSyntaxUID"))
     count = 0
     try:
         with _opened(run.path) as file:

@@ -4,10 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from stence_dist.data.frames import FrameSettings
 from stence_dist.data.readers.images.tokens import check_tokens, token_view
@@ -35,6 +33,9 @@ def _load_tokens(path: Path) -> tuple[NDArray[Any], str]:
         if tokens.dtype.kind != "f":
             raise ReaderError(f"tokens are of type {tokens.dtype}; expected float16 or float32.", "study_path")
         return tokens, "float16"
+    import torch  # seconds that no other kind of view needs; numpy knows no bfloat16
+    from safetensors.torch import load_file
+
     size = path.stat().st_size
     if size > 4 * MAX_VALUES:
         raise ReaderError(f"a .safetensors file has {size} bytes; at most {4 * MAX_VALUES} are read.", "study_path")
