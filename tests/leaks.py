@@ -46,7 +46,7 @@ def _of_pictures(content: bytes) -> Iterator[bytes]:
 
 
 def _texts(word: str) -> set[bytes]:
-    """A word in the encodings that a file may have it in, small letters; both orders of UTF-16 and -32 hold those given."""
+    """A word in small letters and the encodings of files; both orders of UTF-16 and -32 hold those given here."""
     encoded = set()
     for text in (word.lower(), word.upper()):  # bytes beyond ASCII have no case
         encoded |= {text.encode("utf-8"), text.encode("latin-1", "replace")}
