@@ -18,7 +18,7 @@ from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from stence_dist.check import identifiers
+from stence_dist.check import headers, identifiers
 from stence_dist.check.findings import NOTE, PROBLEM, WARNING, Cell, Section, Table, Tally
 from stence_dist.data.readers.ecg import format_of, read_waveform, split_entry
 from stence_dist.data.readers.ecg.waveform import BROKEN, Waveform, to_record
@@ -163,7 +163,7 @@ def look_at(path: Path) -> Seen:
             warnings.simplefilter("ignore")  # parsers quote what they stumble over
             file, _ = split_entry(path)
             file_format = format_of(file) or file_format
-            fields, units = identifiers.of_ecg(file)
+            fields, units = headers.of_ecg(file)
             waveform = read_waveform(path)
             there = {canonical_lead(name) for name in waveform.leads}
             leads = tuple(lead for lead in LEADS if lead in there)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from stence_dist.check import identifiers
+from stence_dist.check import headers, identifiers
 from stence_dist.check.findings import NOTE, PROBLEM, WARNING, Picture, Section, Table, Tally
 from stence_dist.check.recordings import Place, plain_reason
 from stence_dist.data.readers.images import DICOM, FEATURES, PICTURES, TOKEN_MAPS, kind_of, study_files
@@ -85,10 +85,10 @@ def _look_at_dicom(path: Path, note: ViewNote | None) -> ViewSeen:
     from stence_dist.data.readers.images.dicom_header import number, stated
     from stence_dist.data.readers.images.dicom_xa import RUN_CLASSES
 
-    header = identifiers.read_header(path)
+    header = headers.read_header(path)
     if header is None:
         return ViewSeen(DICOM, fields=frozenset({identifiers.NOT_SEARCHED}), syntax="deflated", what=UNSEEN)
-    fields = identifiers.of_dicom(header)
+    fields = headers.of_dicom(header)
     syntax = str(header.file_meta.get("TransferSyntaxUID", ""))
     sop_class = str(header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID", ""))
     rows, columns, frames, bits, allocated = (

@@ -12,7 +12,8 @@ from pydicom.dataset import Dataset
 from recordings import LEADS, sine_ecg, write_wfdb
 
 from stence_dist.check import identifiers
-from stence_dist.check.identifiers import of_columns, of_dicom, of_ecg, of_names, of_texts
+from stence_dist.check.headers import of_dicom, of_ecg, read_header
+from stence_dist.check.identifiers import of_columns, of_names, of_texts
 
 
 def test_dicom_kinds() -> None:
@@ -50,7 +51,7 @@ def test_a_dicom_value_is_not_parsed(tmp_path: Path) -> None:
     date = content.index(b"20040119")
     broken = tmp_path / "broken.dcm"
     broken.write_bytes(content.replace(content[date : date + 8], b"ABCDEFGH"))
-    kinds = of_dicom(identifiers.read_header(broken))
+    kinds = of_dicom(read_header(broken))
     assert {identifiers.DATE, identifiers.PATIENT_NAME, identifiers.UNIQUE, identifiers.PRIVATE} <= kinds
 
 

@@ -217,6 +217,11 @@ def test_refusals_quote_no_header(tmp_path: Path, signal: Signal) -> None:
     )
     assert [part in text for part, text in zip(expected, said, strict=True)] == [True] * 4, said
     assert not [text for text in said if "Jo" in text or "Mustermann" in text]
+    np.save(tmp_path / "d.npy", np.zeros((12, 100), dtype=[("Mustermann", "f4")]))  # columns have names
+    (tmp_path / "d.json").write_text(json.dumps({"sampling_rate": 500, "unit": "mV", "leads": LEADS}))
+    for read in (lambda: read_ecg(tmp_path / "d.npy"), lambda: read_study(tmp_path / "d.npy", SETTINGS)):
+        with pytest.raises(ReaderError, match="of type void32"):
+            read()
 
 
 @pytest.mark.parametrize("model", ["ELI 250", "MAC 5500 HD", "CARDIOVIT AT-102", "PageWriter TC70", "el250", "SE-1200"])

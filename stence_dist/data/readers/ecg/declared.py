@@ -48,7 +48,7 @@ class Declared:
     def waveform(self, recording: NDArray[Any]) -> Waveform:
         """One recording (leads, samples), or (samples, leads) where the axes say so. Raises ReaderError."""
         if recording.dtype.kind not in "iuf":
-            raise ReaderError(f"the signal is of type {recording.dtype}; expected integers or floats.")
+            raise ReaderError(f"the signal is of type {recording.dtype.name}; expected integers or floats.")
         count = len(self.leads)
         signal = recording.T if self.axes == "samples_leads" else recording
         if signal.ndim != 2 or signal.shape[0] != count:

@@ -31,7 +31,7 @@ def _load_tokens(path: Path) -> tuple[NDArray[Any], str]:
     if is_npy:
         tokens = load_npy(path, "study_path")
         if tokens.dtype.kind != "f":
-            raise ReaderError(f"tokens are of type {tokens.dtype}; expected float16 or float32.", "study_path")
+            raise ReaderError(f"tokens are of type {tokens.dtype.name}; expected float16 or float32.", "study_path")
         return tokens, "float16"
     import torch  # seconds that no other kind of view needs; numpy knows no bfloat16
     from safetensors.torch import load_file
