@@ -26,6 +26,13 @@ TEMPORARY_PREFIX = ".tmp-"
 TRASH_PREFIX = ".trash-"
 
 
+def refuse_pipe(path: str | Path, what: str) -> Path:
+    """`path`, unless webdataset tools would run it as a shell command: then DataError. Shards are local files."""
+    if "pipe:" in str(path):
+        raise DataError(f"{what} holds 'pipe:', which other tools would run as a command. Use a local folder.")
+    return Path(path)
+
+
 def sync_folder(folder: Path) -> None:
     """Make the entries of `folder` (renames, removals) durable."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -29,7 +29,7 @@ from stence_dist.data.cohort import (
     read_key,
 )
 from stence_dist.data.cohort_table import LABEL_COLUMN, SEGMENT_COLUMNS, read_lines, read_table
-from stence_dist.data.shards import SPLITS
+from stence_dist.data.index import SPLITS
 from stence_dist.errors import DataError
 
 HINT = "Row 12 is the twelfth below the table's header."

@@ -10,8 +10,9 @@ from stence_dist.check.findings import PROBLEM, Result
 from stence_dist.check.folder import check_file, check_folder, is_recording
 from stence_dist.check.shard_set import check_shards
 from stence_dist.config.check import CheckConfig
-from stence_dist.data.shards import INDEX, refuse_pipe
+from stence_dist.data.index import INDEX
 from stence_dist.errors import CheckFailedError, DataError
+from stence_dist.files import refuse_pipe
 
 _PARQUET = b"PAR1"
 _TABLES = (".csv", ".parquet")

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from stence_dist.check.findings import NOTE, WARNING, Section, Table
 from stence_dist.config.targets import TargetsConfig
-from stence_dist.data.shards import SPLITS
+from stence_dist.data.index import SPLITS
 from stence_dist.targets import TARGETS, label
 
 

@@ -17,9 +17,11 @@ from stence_dist.check.recordings import Place, Recordings, Seen, describe
 from stence_dist.check.studies import Views, meta_view
 from stence_dist.config.check import CheckConfig
 from stence_dist.data.cohort_table import LABEL_COLUMN
+from stence_dist.data.index import SHARD_NAME, SPLITS
 from stence_dist.data.readers.record import EcgRecord
 from stence_dist.data.sample import StoredSample
-from stence_dist.data.shards import SHARD_NAME, SPLITS, SampleTable, ShardSet
+from stence_dist.data.shards import ShardSet
+from stence_dist.data.sidecar import SampleTable
 from stence_dist.data.verify import verify
 from stence_dist.ecg import LEADS
 from stence_dist.errors import CheckFailedError, DataError

@@ -29,24 +29,16 @@ from stence_dist.data.cohort import (
 )
 from stence_dist.data.cohort_table import LABEL_COLUMN
 from stence_dist.data.frames import FrameSettings
+from stence_dist.data.index import FORMAT, INDEX, SPLITS, DatasetSpec, fingerprint_of, read_index
 from stence_dist.data.readers import ReaderError, read_study
 from stence_dist.data.shard_writer import UNFINISHED, BuildPlan, ShardPlan, build_shard, describe_views, record_of
-from stence_dist.data.shards import (
-    CONFOUNDERS,
-    FORMAT,
-    INDEX,
-    SPLITS,
-    DatasetSpec,
-    fingerprint_of,
-    read_index,
-    refuse_pipe,
-    sidecar_name,
-)
+from stence_dist.data.sidecar import CONFOUNDERS, sidecar_name
 from stence_dist.errors import DataError
 from stence_dist.files import (
     TEMPORARY_PREFIX,
     FolderLock,
     read_json,
+    refuse_pipe,
     remove_tree,
     sha256_json,
     write_json,

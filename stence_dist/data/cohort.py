@@ -15,7 +15,7 @@ import numpy as np
 
 from stence_dist.config.build import ColumnsConfig
 from stence_dist.data.cohort_table import LABEL_COLUMN, SEGMENT_COLUMNS, read_table
-from stence_dist.data.shards import SPLITS
+from stence_dist.data.index import SPLITS
 from stence_dist.errors import DataError
 from stence_dist.files import write_text
 from stence_dist.seeds import generator

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from stence_dist.config.build import ColumnsConfig
-from stence_dist.data.shards import refuse_pipe
 from stence_dist.errors import DataError, MissingExtraError
+from stence_dist.files import refuse_pipe
 from stence_dist.targets import SEGMENTS
 
 log = logging.getLogger("stence_dist")

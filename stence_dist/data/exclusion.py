@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stence_dist.config.cohort import FLAG_COLUMNS, TEXT_COLUMNS, Rule, parse_rule
-from stence_dist.data.shards import SampleTable, ShardSet
+from stence_dist.data.shards import ShardSet
+from stence_dist.data.sidecar import SampleTable
 from stence_dist.errors import DataError
 
 

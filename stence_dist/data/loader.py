@@ -20,7 +20,8 @@ from stence_dist.config.data import AugmentConfig
 from stence_dist.data.augment import augment_ecg, augment_frames, keep_branches, keep_views
 from stence_dist.data.order import check_global_batch, ordinals, rank_positions
 from stence_dist.data.sample import StoredSample
-from stence_dist.data.shards import SampleTable, ShardSet
+from stence_dist.data.shards import ShardSet
+from stence_dist.data.sidecar import SampleTable
 from stence_dist.ecg import EcgSpec, prepare_ecg, prepare_windows
 from stence_dist.errors import DataError, RefusedError, SpecMismatchError
 from stence_dist.seeds import generator

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from stence_dist.data.cohort import CohortRow, Reject
 from stence_dist.data.frames import FrameSettings
+from stence_dist.data.index import DatasetSpec
 from stence_dist.data.readers import EcgRecord, ImageStudy, ReaderError, read_ecg, read_study
 from stence_dist.data.sample import MEMBERS, encode, sample_key
-from stence_dist.data.shards import DatasetSpec, sidecar_name, sidecar_type
+from stence_dist.data.sidecar import sidecar_name, sidecar_type
 from stence_dist.data.tar import scan
 from stence_dist.files import replacing, save_array, sha256_file, write_json
 

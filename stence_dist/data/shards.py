@@ -1,179 +1,24 @@
-"""A shard set on disk: its index, its sidecars, and the reader that finds every member without parsing a tar."""
+"""The reader of a shard set: every member by its place, without parsing a tar."""
 
 import bisect
-import dataclasses
-import io
 import itertools
 import os
-import re
 import zlib
 from collections import OrderedDict
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from stence_dist.data.index import SPLITS, DatasetSpec, list_problems, read_index
 from stence_dist.data.memory import LentMemory
 from stence_dist.data.sample import MEMBERS, Buffer, StoredSample, decode
-from stence_dist.ecg import LEADS
+from stence_dist.data.sidecar import SampleTable, load_sidecar, sidecar_name, sidecar_type
 from stence_dist.errors import DataError
-from stence_dist.files import read_json, sha256_json
+from stence_dist.files import refuse_pipe
 
-INDEX = "index.json"
-FORMAT = 2
-SPLITS = ("train", "val", "test")
-SHARD_NAME = re.compile(r"(train|val|test)-\d{6}\.tar")
-
-# One entry per sample. Of the members, `views.safetensors` has length 0 in an ECG-only row.
-SIDECAR = np.dtype(
-    [
-        ("sample", "<i8"),
-        ("offset", "<i8", (len(MEMBERS),)),
-        ("length", "<i8", (len(MEMBERS),)),
-        ("crc", "<u4", (len(MEMBERS),)),
-        ("patient_key", "S32"),
-        ("view_count", "<i4"),
-        ("segments", "<f4", (16,)),
-        ("age", "<f4"),
-        ("sex", "S1"),
-        ("site", "<i4"),  # position in the index' list of sites
-        ("days_between", "<f4"),
-    ]
-)
-# Columns of a cohort that a set keeps where any row has them, beside its label_* columns: what confounds. `device` is a
-# position in the index' list of devices, -1 = unknown.
-CONFOUNDERS = (
-    "acute",
-    "prior_revascularization",
-    "after_procedure",
-    "high_pass_hz",
-    "low_pass_hz",
-    "lvef",
-    "device",
-)
 _OPEN_SHARDS = 200  # descriptors kept per process; the usual limit is 1024
-
-
-def sidecar_type(columns: int) -> np.dtype[Any]:
-    """The entries of a set that keeps `columns` more columns of its cohort."""
-    return np.dtype([*SIDECAR.descr, ("columns", "<f4", (columns,))]) if columns else SIDECAR
-
-
-def refuse_pipe(path: str | Path, what: str) -> Path:
-    """`path`, unless webdataset tools would run it as a shell command: then DataError. Shards are local files."""
-    if "pipe:" in str(path):
-        raise DataError(f"{what} holds 'pipe:', which other tools would run as a command. Use a local folder.")
-    return Path(path)
-
-
-@dataclass(frozen=True)
-class DatasetSpec:
-    """What every sample of a set looks like. `kind` is "pixels", "tokens" or "none" (ECG only)."""
-
-    kind: str
-    frames: int  # F per view; 0 without views
-    image_size: int  # H = W of pixels, else 0
-    tokens: int  # N of stored features, else 0
-    width: int  # D of stored features, else 0
-    dtype: str  # uint8 | float16 | bfloat16; empty without views
-    max_views: int
-    leads: tuple[str, ...] = LEADS
-
-    def to_dict(self) -> dict[str, Any]:
-        """The spec as JSON values."""
-        return {**dataclasses.asdict(self), "leads": list(self.leads)}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "DatasetSpec":
-        """The inverse of `to_dict`. Raises DataError on unknown or missing keys."""
-        names = {field.name for field in dataclasses.fields(cls)}
-        if set(values) != names:
-            raise DataError(f"the dataset spec has the keys {sorted(values)}, expected {sorted(names)}.")
-        return cls(**{**values, "leads": tuple(values["leads"])})
-
-
-@dataclass(frozen=True)
-class SampleTable:
-    """Arrays over the rows of one split, from the sidecars alone; text columns are made when first asked for."""
-
-    entries: NDArray[np.void]  # (n,) `sidecar_type`
-    sites: tuple[str, ...]
-    devices: tuple[str, ...] = ()
-    columns: tuple[str, ...] = ()  # names of the entries' further columns
-
-    def __len__(self) -> int:
-        return len(self.entries)
-
-    @cached_property
-    def sample(self) -> NDArray[np.int64]:
-        """Sample numbers (n,): the cohort row each came from, counted from 1."""
-        return np.ascontiguousarray(self.entries["sample"])
-
-    @cached_property
-    def patient(self) -> NDArray[np.int64]:
-        """Patients (n,) as numbers: the key's first 8 bytes, shifted into the positive range."""
-        digits = np.ascontiguousarray(self.entries["patient_key"]).view(np.uint8).reshape(len(self), -1)[:, :16]
-        numbers = np.frombuffer(bytes.fromhex(digits.tobytes().decode("ascii")), dtype=">u8")
-        return (numbers >> np.uint64(1)).astype(np.int64)
-
-    @cached_property
-    def patient_key(self) -> NDArray[np.str_]:
-        """Patient keys (n,), 32 hex digits."""
-        return self.entries["patient_key"].astype("U32")
-
-    @cached_property
-    def view_count(self) -> NDArray[np.int64]:
-        """Views per row (n,); 0 = ECG only."""
-        return self.entries["view_count"].astype(np.int64)
-
-    @cached_property
-    def segments(self) -> NDArray[np.float32]:
-        """Percent diameter stenosis (n, 16), NaN = not reported."""
-        return np.ascontiguousarray(self.entries["segments"])
-
-    @cached_property
-    def age(self) -> NDArray[np.float32]:
-        """Years (n,), NaN = unknown."""
-        return np.ascontiguousarray(self.entries["age"])
-
-    @cached_property
-    def sex(self) -> NDArray[np.str_]:
-        """Sex (n,): "M", "F" or ""."""
-        return self.entries["sex"].astype("U1")
-
-    @cached_property
-    def site(self) -> NDArray[np.str_]:
-        """Site names (n,), "" = unknown."""
-        names: NDArray[np.str_] = np.array([*self.sites, ""])
-        return names[self.entries["site"].astype(np.int64)]  # -1 picks the last, empty one
-
-    @cached_property
-    def days_between(self) -> NDArray[np.float32]:
-        """Study minus ECG in days (n,), NaN = unknown."""
-        return np.ascontiguousarray(self.entries["days_between"])
-
-    def column(self, name: str) -> NDArray[np.float32]:
-        """One of `columns` (n,), NaN = unknown; NaN throughout where the set does not keep it."""
-        if name not in self.columns:
-            return np.full(len(self), np.nan, dtype=np.float32)
-        return np.ascontiguousarray(self.entries["columns"][:, self.columns.index(name)])
-
-    @cached_property
-    def device(self) -> NDArray[np.str_]:
-        """ECG devices (n,), "" = unknown."""
-        names: NDArray[np.str_] = np.array([*self.devices, ""])
-        return names[np.nan_to_num(self.column("device"), nan=-1).astype(np.int64)]
-
-    @property
-    def has_study(self) -> NDArray[np.bool_]:
-        """Rows (n,) that are a pair."""
-        return self.view_count > 0
-
-
 # Bytes up to which a sample's members are read in one piece, with the tar headers between them and what is not wanted:
 # a call costs as much as copying so little.
 _READ_TOGETHER = 2**17
@@ -199,89 +44,6 @@ class _OpenShard:
     def __del__(self) -> None:
         if hasattr(self, "descriptor"):
             os.close(self.descriptor)
-
-
-def sidecar_name(shard: str) -> str:
-    """The sidecar's file name beside a shard."""
-    return shard.removesuffix(".tar") + ".npy"
-
-
-@lru_cache(maxsize=64)
-def _entry_count(header: bytes, columns: int) -> int:
-    """Entries with `columns` more columns that a `.npy` header announces.
-
-    Most shards of a set have the same header, and parsing one is slow.
-    """
-    stream = io.BytesIO(header)
-    if np.lib.format.read_magic(stream) != (1, 0):
-        raise ValueError("unexpected version")
-    shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
-    if dtype != sidecar_type(columns) or len(shape) != 1:
-        raise ValueError("unexpected columns")
-    return int(shape[0])
-
-
-def load_sidecar(content: bytes, name: str, columns: int) -> NDArray[np.void]:
-    """The entries (n,) of a sidecar's bytes, read-only. Raises DataError where they are not one.
-
-    `columns` counts the set's further columns, as its index lists them.
-    """
-    start = 10 + int.from_bytes(content[8:10], "little")  # magic, version and length come before the header's text
-    try:
-        count = _entry_count(content[:start], columns)
-        return np.frombuffer(content, dtype=sidecar_type(columns), count=count, offset=start)
-    except ValueError as error:
-        raise DataError(
-            f"{name} is no sidecar of format {FORMAT} ({error}). Copy the shard set again, or build it again."
-        ) from None
-
-
-def read_index(folder: Path) -> dict[str, Any]:
-    """The content of index.json, its format and fingerprint checked. Raises DataError."""
-    if not folder.is_dir():
-        raise DataError(f"{folder} is not a folder. Make shards with: python shards/build.py cohort=… out={folder}")
-    if not (folder / INDEX).exists():
-        raise DataError(
-            f"{folder} holds no {INDEX}: no shard set, or one whose build was interrupted. Run its build again."
-        )
-    index: dict[str, Any] = read_json(folder / INDEX)
-    version = index.get("format") if isinstance(index, dict) else None
-    if not isinstance(version, int):
-        raise DataError(f"{folder / INDEX} is not the index of a shard set. Build the set again.")
-    if version != FORMAT:
-        advice = "Update stence_dist" if version > FORMAT else "Build the set again"
-        raise DataError(f"{folder / INDEX} has format {version}; this version reads format {FORMAT}. {advice}.")
-    stated = index.get("fingerprint")
-    if stated != fingerprint_of(index):
-        raise DataError(f"{folder / INDEX} was changed after it was written (its fingerprint differs). Build it again.")
-    for shard in index["shards"]:
-        if not SHARD_NAME.fullmatch(shard["name"]) or shard["name"].split("-")[0] != shard["split"]:
-            raise DataError(f"{folder / INDEX} names a shard {shard['name']!r}, expected e.g. train-000000.tar.")
-    return index
-
-
-def fingerprint_of(index: dict[str, Any]) -> str:
-    """Hex sha256 of everything in an index except its fingerprint."""
-    return sha256_json({name: value for name, value in index.items() if name != "fingerprint"})
-
-
-def list_problems(folder: Path, index: dict[str, Any]) -> list[str]:
-    """What a look at names and sizes finds wrong with a set: missing, truncated, foreign and extra files."""
-    problems = []
-    expected = {}
-    for shard in index["shards"]:
-        expected[shard["name"]] = shard["bytes"]
-        expected[sidecar_name(shard["name"])] = shard["sidecar_bytes"]
-    present = {entry.name: entry for entry in os.scandir(folder) if entry.name.endswith((".tar", ".npy"))}
-    for name, size in expected.items():
-        if name not in present:
-            problems.append(f"{name} is missing")
-        elif present[name].is_symlink() or not present[name].is_file():
-            problems.append(f"{name} is not a regular file")
-        elif (actual := present[name].stat().st_size) != size:
-            problems.append(f"{name} has {actual} bytes, the index says {size}: truncated, or of another set")
-    problems += [f"{name} is not in the index: of another set" for name in sorted(present.keys() - expected.keys())]
-    return problems
 
 
 def _shallow_problems(folder: Path, shard: dict[str, Any], columns: int) -> list[str]:

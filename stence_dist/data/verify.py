@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stence_dist.data.index import list_problems, read_index
 from stence_dist.data.sample import MEMBERS, sample_key
-from stence_dist.data.shards import list_problems, load_sidecar, read_index, refuse_pipe, sidecar_name
+from stence_dist.data.sidecar import load_sidecar, sidecar_name
 from stence_dist.data.tar import scan
 from stence_dist.errors import CheckFailedError, DataError
-from stence_dist.files import sha256_file
+from stence_dist.files import refuse_pipe, sha256_file
 
 log = logging.getLogger("stence_dist")
 

@@ -10,7 +10,8 @@ from stence_dist.config.compare import CompareConfig
 from stence_dist.config.finetune import FinetuneConfig
 from stence_dist.data.cohort_table import LABEL_COLUMN
 from stence_dist.data.exclusion import kept_rows
-from stence_dist.data.shards import SampleTable, ShardSet
+from stence_dist.data.shards import ShardSet
+from stence_dist.data.sidecar import SampleTable
 from stence_dist.errors import DataError
 from stence_dist.evaluate.label_efficiency import draw_labels, patients_for
 from stence_dist.evaluate.probe import demographics, fit_probe

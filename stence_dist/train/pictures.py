@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from stence_dist.config.pretrain import PretrainConfig
 from stence_dist.data.loader import PairReader, evaluation_batches
-from stence_dist.data.shards import SampleTable, ShardSet
+from stence_dist.data.shards import ShardSet
+from stence_dist.data.sidecar import SampleTable
 from stence_dist.evaluate.figures.curves import Prediction, roc
 from stence_dist.evaluate.figures.drawing import COLORS, Drawing
 from stence_dist.evaluate.figures.embeddings import embedding_maps, similarity_map

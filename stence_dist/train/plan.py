@@ -14,7 +14,8 @@ from stence_dist import distributed, files, seeds
 from stence_dist.config.pretrain import PretrainConfig
 from stence_dist.data.exclusion import kept_rows
 from stence_dist.data.order import batch_hash, global_batch, ordinals
-from stence_dist.data.shards import SampleTable, ShardSet
+from stence_dist.data.shards import ShardSet
+from stence_dist.data.sidecar import SampleTable
 from stence_dist.engine import resolve_precision
 from stence_dist.errors import ConfigError, DataError
 from stence_dist.models.ecg_tower import load_ecg_tower

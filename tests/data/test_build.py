@@ -18,8 +18,9 @@ import webdataset
 
 from stence_dist.config.build import BuildConfig
 from stence_dist.data.build import build
+from stence_dist.data.index import SPLITS
 from stence_dist.data.readers import read_ecg
-from stence_dist.data.shards import SPLITS, ShardSet
+from stence_dist.data.shards import ShardSet
 from stence_dist.errors import ConfigError, DataError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -7,7 +7,8 @@ import numpy as np
 
 from stence_dist.config.build import BuildConfig
 from stence_dist.data.build import build
-from stence_dist.data.shards import SPLITS, ShardSet
+from stence_dist.data.index import SPLITS
+from stence_dist.data.shards import ShardSet
 from stence_dist.data.verify import verify
 
 

@@ -14,7 +14,9 @@ import pytest
 from stence_dist.config.build import BuildConfig, ColumnsConfig
 from stence_dist.data.build import build
 from stence_dist.data.cohort import read_cohort
-from stence_dist.data.shards import SIDECAR, SPLITS, SampleTable, ShardSet, fingerprint_of
+from stence_dist.data.index import SPLITS, fingerprint_of
+from stence_dist.data.shards import ShardSet
+from stence_dist.data.sidecar import SIDECAR, SampleTable
 from stence_dist.data.verify import verify
 from stence_dist.errors import CheckFailedError, DataError
 from stence_dist.files import sha256_file

@@ -9,7 +9,9 @@ import numpy as np
 
 from stence_dist import files
 from stence_dist.config.targets import TargetsConfig
-from stence_dist.data.shards import SPLITS, SampleTable, ShardSet, read_index
+from stence_dist.data.index import SPLITS, read_index
+from stence_dist.data.shards import ShardSet
+from stence_dist.data.sidecar import SampleTable
 from stence_dist.errors import DataError
 from stence_dist.evaluate.figures.recordings import angles_text, ecg_png, frame_png
 from stence_dist.evaluate.report.place import Place

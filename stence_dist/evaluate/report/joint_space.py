@@ -6,7 +6,8 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from stence_dist.data.shards import SampleTable, ShardSet
+from stence_dist.data.shards import ShardSet
+from stence_dist.data.sidecar import SampleTable
 from stence_dist.errors import DataError
 from stence_dist.evaluate.figures.embeddings import embedding_maps, similarity_map
 from stence_dist.evaluate.figures.recordings import angles_text, ecg_png, frame_png
