@@ -23,6 +23,7 @@ LAYERS = {
     "errors": 0,
     "files": 0,
     "launchers": 0,
+    "page": 0,
     "profile": 0,
     "seeds": 0,
     "targets": 0,

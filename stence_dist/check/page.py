@@ -1,26 +1,19 @@
 """`check.html`: a result as one page that needs nothing else. It makes no request and runs no script."""
 
+from collections.abc import Callable
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
+from stence_dist import page
 from stence_dist.check.findings import LEVELS, Cell, Result, Table, cell_text
 
-TEMPLATE = "check.html"
+TEMPLATE = Path(__file__).with_name("check.html")
 
 
 def render(result: Result) -> str:
     """The page as text."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"cell": cell_text, "share": _share, "is_counts": _is_counts}
+    filters: dict[str, Callable[..., object]] = {"cell": cell_text, "share": _share, "is_counts": _is_counts}
     sections = [section for section in result.sections if not section.is_empty]
-    return environment.get_template(TEMPLATE).render(result=result, sections=sections, levels=LEVELS)
+    return page.render(TEMPLATE, filters, result=result, sections=sections, levels=LEVELS)
 
 
 def _is_counts(table: Table) -> bool:

@@ -9,9 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-from stence_dist import files
+from stence_dist import files, page
 from stence_dist.config.report import ReportConfig
 from stence_dist.errors import DataError
 from stence_dist.evaluate.report.cohort import cohort
@@ -22,7 +20,7 @@ from stence_dist.evaluate.report.training import training
 
 logger = logging.getLogger("stence_dist")
 
-TEMPLATE = "report.html"
+TEMPLATE = Path(__file__).with_name("report.html")
 
 Section = dict[str, Any]
 # file -> what it contributes, in reading order
@@ -45,18 +43,15 @@ def report(config: ReportConfig) -> None:
         raise DataError(
             f"run_dir={folder} holds no metrics.jsonl, metrics.json or summary.json. Give the folder of a run."
         )
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    text = page.render(
+        TEMPLATE,
+        {"number": _format, "interval": _format_interval},
+        name=folder.resolve().name,
+        sections=sections,
+        targets=target_table(sections),
+        cohort=cohort(found),
     )
-    environment.filters |= {"number": _format, "interval": _format_interval}
-    page = environment.get_template(TEMPLATE).render(
-        name=folder.resolve().name, sections=sections, targets=target_table(sections), cohort=cohort(found)
-    )
-    files.write_text(folder / "report.html", page)
+    files.write_text(folder / "report.html", text)
     logger.info("%s", folder / "report.html")
 
 
