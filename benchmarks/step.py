@@ -31,8 +31,8 @@ from stence_dist.config.pretrain import PretrainConfig
 from stence_dist.losses import pair_loss
 from stence_dist.models.pair_model import build_pair_model
 from stence_dist.targets import stenosis_labels
-from stence_dist.train import pretrain
 from stence_dist.train.plan import plan
+from stence_dist.train.run import Run
 
 CLAIM = 1.03
 WARM_UPS = 5
@@ -75,7 +75,7 @@ def rank_main(out: str, rounds: int, steps: int, overrides: list[str]) -> None:
     config = load(PretrainConfig, "pretrain", [*overrides, *quiet, f"run_dir={out}/run"])
     device = distributed.start(600)
     prepared = plan(config, device)
-    run = pretrain._Run(prepared, device, Path(out) / "run")
+    run = Run(prepared, device, Path(out) / "run")
     if distributed.rank() == 0:
         Path(out, "run").mkdir(parents=True)
     run.start()

@@ -20,16 +20,25 @@ TAGS = {
     *("pairs/similarity", "pairs/ecg_1", "pairs/ecg_2", "pairs/attention", "stenosis/roc"),
     *("embeddings/stenosis", "embeddings/age", "embeddings/site"),
 }
-# Both runs in one process, which starts once.
+# All runs in one process, which starts once; in the last one drawing fails.
 RUNS = """
 import dataclasses, sys
+import stence_dist.train.pictures
 from stence_dist.config.load import load
 from stence_dist.config.pretrain import PretrainConfig
 from stence_dist.train.pretrain import start_ranks, train
 
 config = load(PretrainConfig, "pretrain", sys.argv[1:])
 device = start_ranks(config)
-for every in (2, 0):
+
+
+def fail(*_):
+    raise ValueError("no ink")
+
+
+for every in (2, 0, 1):
+    if every == 1:
+        stence_dist.train.pictures.pictures = fail
     run_dir = f"{config.run_dir}/{every}"
     train(dataclasses.replace(config, run_dir=run_dir, pictures_every=every), device)
 """
@@ -44,16 +53,16 @@ KEYS = [
 
 @pytest.fixture(scope="module")
 def runs(small_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """pictures_every -> the folder of a run that differs in nothing else."""
+    """pictures_every -> the folder of a run that differs in nothing else; with 1 no picture can be drawn."""
     folder = tmp_path_factory.mktemp("pictures")
     keys = [*KEYS, f"data.shards={small_shards}", f"run_dir={folder}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    script = folder / "both.py"
+    script = folder / "runs.py"
     script.write_text(RUNS)
     process = Forks([str(script), *keys], [environment])
     output, _ = process.communicate()
     assert process.returncode == 0, output[-3000:]
-    return {every: folder / str(every) for every in (2, 0)}
+    return {every: folder / str(every) for every in (2, 0, 1)}
 
 
 def board(run: Path) -> EventAccumulator:
@@ -76,6 +85,16 @@ def test_pictures_change_nothing(runs: dict[int, Path]) -> None:
     for name in ("ecg_tower.safetensors", "ecg_tower_best.safetensors"):
         assert (runs[2] / name).read_bytes() == (runs[0] / name).read_bytes()
     assert load_file(runs[2] / "ecg_tower.safetensors")
+
+
+def test_a_run_survives_its_pictures(runs: dict[int, Path]) -> None:
+    """Where drawing fails, each validation warns and says why; the run goes on to its end, the same in all else."""
+    assert rows(runs[1]) == rows(runs[0])
+    assert json.loads((runs[1] / "status.json").read_text())["state"] == "finished"
+    log = (runs[1] / "log.txt").read_text()
+    for step in (1, 2, 3):
+        assert f"step {step}: pictures could not be drawn" in log
+    assert "ValueError: no ink" in log
 
 
 def test_tensorboard_holds_the_pictures(runs: dict[int, Path]) -> None:
