@@ -1,6 +1,7 @@
 """Image towers: what they share, and the visible table of them."""
 
 import importlib
+from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ class ImageFeatures(NamedTuple):
     queries: Tensor  # (B, 12, D): contrastive, patient, RCA, LCA, then the eight major segments
 
 
-class ImageTower(nn.Module):
+class ImageTower(nn.Module, ABC):
     """A network over a pair's views.
 
     `forward(views, view_mask (B, V), angulation (B, V, 2))` gives ImageFeatures. Its submodules are called equally
@@ -26,12 +27,12 @@ class ImageTower(nn.Module):
 
     width: int  # D
 
+    @abstractmethod
     def attention(self, views: Tensor, view_mask: Tensor, angulation: Tensor) -> Tensor | None:
         """(B, V, F, N): the share of each token in `pooled`, arguments as of `forward`; None without a decoder.
 
         For pictures of a few studies, outside training and ZeRO.
         """
-        raise NotImplementedError
 
 
 # config class -> (module, class). A new tower is a dataclass, a class that takes it, a row here and a YAML.
