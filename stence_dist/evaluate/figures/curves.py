@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from stence_dist.evaluate.calibration import calibration_groups
@@ -42,7 +43,8 @@ def lines(
     ylabel: str,
     reference: tuple[str, float] | None = None,
 ) -> Drawing:
-    """Lines (label, x, y) over one x axis; `reference` is a dashed level with its label."""
+    """Lines (label, x, y) over one x axis of whole numbers from 0; `reference` is a dashed level with its label."""
+    end = max(max(x) for _, x, _ in series)
 
     def paint(figure: Figure) -> None:
         axes = one_axes(figure)
@@ -59,8 +61,8 @@ def lines(
             )
         if reference is not None:
             axes.axhline(reference[1], color=ink(), linewidth=1, linestyle=DASHES, label=reference[0])
-        axes.set_xlabel(xlabel)
-        axes.set_ylabel(ylabel)
+        axes.set(xlabel=xlabel, ylabel=ylabel, xlim=(0, 1.03 * end))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend()
 
     return Drawing(name, _SIZE, paint)
