@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from stence_dist.config.build import ColumnsConfig
+from stence_dist.data.sidecar import CONFOUNDERS
 from stence_dist.errors import DataError, MissingExtraError
 from stence_dist.files import refuse_pipe
 from stence_dist.targets import SEGMENTS
@@ -18,16 +19,7 @@ log = logging.getLogger("stence_dist")
 
 REQUIRED = ("patient_id", "ecg_path", "study_path")
 EXPECTED = ("days_between", "age", "sex", "site")  # a table without one is warned about
-OPTIONAL = (
-    "split",
-    "device",
-    "acute",
-    "prior_revascularization",
-    "after_procedure",
-    "high_pass_hz",
-    "low_pass_hz",
-    "lvef",
-)
+OPTIONAL = ("split", *CONFOUNDERS)
 LABEL_COLUMN = re.compile(r"label_[A-Za-z0-9_.-]{1,60}")  # 0 / 1 labels of any task; they keep their names
 SEGMENT_COLUMNS = tuple(f"seg_{segment}" for segment in SEGMENTS)
 COLUMNS = (*REQUIRED, *EXPECTED, *OPTIONAL, *SEGMENT_COLUMNS)  # all that are known, by their own names

@@ -22,6 +22,7 @@ from stence_dist.train.labelled import LabelledRows, age_sex_probabilities, labe
 from stence_dist.train.result_folder import conclude, describe, result_folder, result_identity
 from stence_dist.train.supervised import (
     EcgClassifier,
+    Scorer,
     classifier_scorer,
     feature_scorer,
     score_rows,
@@ -89,22 +90,8 @@ def probe_probabilities(
     tower: EcgTower, shards: ShardSet, config: FinetuneConfig, fit: LabelledRows, asked: Sequence[LabelledRows]
 ) -> list[Floats]:
     """Probabilities (n,) for each of `asked` of a logistic regression on the frozen tower's features."""
-    device = compute_device()
-    scorers = {"probe": feature_scorer(tower.to(device).eval())}
-    features = [
-        score_rows(
-            shards,
-            part.split,
-            part.rows,
-            tower.spec,
-            scorers,
-            batch_size=config.batch_size,
-            workers=config.data.workers,
-            verify=config.data.verify,
-            device=device,
-        )["probe"]
-        for part in (fit, *asked)
-    ]
+    scorer = feature_scorer(tower.to(compute_device()).eval())
+    features = _scores(tower, shards, config, scorer, (fit, *asked))
     probe = fit_probe(features[0], fit.labels, fit.patient, seed=config.seed)
     return [probe.predict(values) for values in features[1:]]
 
@@ -127,22 +114,27 @@ def network_probabilities(
 
         labels = dict(zip(fit.sample.tolist(), fit.labels.tolist(), strict=True))
         train_classifier(classifier, reader, labels, config.supervised, workers=config.data.workers, on_update=show)
-    scorers = {"network": classifier_scorer(classifier)}
+    logits = _scores(tower, shards, config, classifier_scorer(classifier), asked)
+    return [sigmoid(values[:, 0]) for values in logits]
+
+
+def _scores(
+    tower: EcgTower, shards: ShardSet, config: FinetuneConfig, scorer: Scorer, parts: Sequence[LabelledRows]
+) -> list[NDArray[np.float32]]:
+    """What `scorer` says (n, K) of the rows of each part, prepared as the tower expects."""
     return [
-        sigmoid(
-            score_rows(
-                shards,
-                part.split,
-                part.rows,
-                tower.spec,
-                scorers,
-                batch_size=config.batch_size,
-                workers=config.data.workers,
-                verify=config.data.verify,
-                device=device,
-            )["network"][:, 0]
-        )
-        for part in asked
+        score_rows(
+            shards,
+            part.split,
+            part.rows,
+            tower.spec,
+            {"scorer": scorer},
+            batch_size=config.batch_size,
+            workers=config.data.workers,
+            verify=config.data.verify,
+            device=compute_device(),
+        )["scorer"]
+        for part in parts
     ]
 
 

@@ -5,11 +5,11 @@ import importlib
 import math
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from stence_dist.config.ecg_encoder import EcgEncoderConfig, OtisConfig, ResNetConfig
 from stence_dist.ecg import EcgSpec
-from stence_dist.errors import DataError
+from stence_dist.errors import DataError, SpecMismatchError
 
 
 class EcgEncoder(nn.Module):
@@ -23,6 +23,15 @@ class EcgEncoder(nn.Module):
     width: int  # of its features
     blocks: int  # K residual branches that drop-path may skip
     drop_rates: tuple[float, ...]  # (K,), how often it skips each
+
+    def check_shape(self, ecg: Tensor) -> None:
+        """Raise SpecMismatchError where a batch (B, L, T) has not the leads and samples of `spec`."""
+        if ecg.shape[1:] != (len(self.spec.leads), self.spec.samples):
+            raise SpecMismatchError(
+                f"An ECG batch has the shape {tuple(ecg.shape)}, the encoder expects (B, {len(self.spec.leads)}, "
+                f"{self.spec.samples}): {self.spec.seconds:g} s at {self.spec.sampling_rate:g} Hz. Prepare it with "
+                "prepare_ecg and the encoder's own spec."
+            )
 
 
 # config class -> (module, class). A new encoder is a dataclass, a class that takes it, a row here and a YAML.

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from stence_dist.config.ecg_encoder import OtisConfig
 from stence_dist.ecg import EcgSpec
-from stence_dist.errors import ConfigError, SpecMismatchError
+from stence_dist.errors import ConfigError
 from stence_dist.models.ecg import EcgEncoder
 
 _DEVIATION = 0.02  # of the weights at the start, timm's and OTiS's
@@ -222,12 +222,7 @@ class Otis(EcgEncoder):
         first block's attention, its MLP, the second block's attention. A kept branch is scaled by 1/(1 - its rate),
         `drop_rates` (K,). None or K = 0 keeps all. Raises SpecMismatchError on another shape.
         """
-        if ecg.shape[1:] != (len(self.spec.leads), self.spec.samples):
-            raise SpecMismatchError(
-                f"An ECG batch has the shape {tuple(ecg.shape)}, the encoder expects (B, {len(self.spec.leads)}, "
-                f"{self.spec.samples}): {self.spec.seconds:g} s at {self.spec.sampling_rate:g} Hz. Prepare it with "
-                "prepare_ecg and the encoder's own spec."
-            )
+        self.check_shape(ecg)
         keep = None
         if keep_path is not None and keep_path.shape[1]:
             assert keep_path.shape[1] == self.blocks, "one drop-path mask per residual branch"

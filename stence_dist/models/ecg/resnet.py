@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from stence_dist.config.ecg_encoder import ResNetConfig
 from stence_dist.ecg import EcgSpec
-from stence_dist.errors import ConfigError, SpecMismatchError
+from stence_dist.errors import ConfigError
 from stence_dist.models.ecg import EcgEncoder
 from stence_dist.models.residual import NormSiLU, ResidualBlock, channels_last, soft_maximum, start_convolutions
 
@@ -49,12 +49,7 @@ class ResNet(EcgEncoder):
         ecg (B, L, T) prepared as `spec` says. keep_path (B, K), False = that sample skips that residual branch; kept
         branches are scaled by 1/(1 - drop_path). None or K = 0 keeps all. Raises SpecMismatchError on another shape.
         """
-        if ecg.shape[1:] != (len(self.spec.leads), self.spec.samples):
-            raise SpecMismatchError(
-                f"An ECG batch has the shape {tuple(ecg.shape)}, the encoder expects (B, {len(self.spec.leads)}, "
-                f"{self.spec.samples}): {self.spec.seconds:g} s at {self.spec.sampling_rate:g} Hz. Prepare it with "
-                "prepare_ecg and the encoder's own spec."
-            )
+        self.check_shape(ecg)
         keep = None
         if keep_path is not None and keep_path.shape[1]:
             assert keep_path.shape[1] == self.blocks, "one drop-path mask per residual block"
