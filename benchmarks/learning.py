@@ -3,9 +3,9 @@
     python benchmarks/learning.py out=DIR seed=S [version=1]
 
 Makes a main cohort and a null cohort, pretrains (stenosis weight 0.3; shuffled pairs; weight 0 for longer; 0.3 on the
-null cohort), compares all arms, takes 1 and 4 windows of a record in place of the recipe's 3, and writes
-DIR/learning.json, learning.md and learning.png. Every stage is a command of the system that finds its own finished
-work, so the same call goes on after a stop. Exit code 1: a rule failed.
+null cohort; the published recipe at a reduced size), compares all arms, takes 1 and 4 windows of a record in place of
+the recipe's 3, and writes DIR/learning.json, learning.md and learning.png. Every stage is a command of the system that
+finds its own finished work, so the same call goes on after a stop. Exit code 1: a rule failed.
 """
 
 import dataclasses
@@ -27,6 +27,13 @@ from stence_dist.models.ecg_tower import build_ecg_tower, load_ecg_tower, save_e
 ROOT = Path(__file__).resolve().parents[1]
 LABELS = {"main": "[50,200,all]", "null": "[50,all]"}
 WINDOWS = (1, 4)  # of 3 s, beside the recipe's 3: the first of a record; as many as cover all of its 10 s
+# StenCE's recipe with a smaller OTiS, and the phantom's frames in place of stored tokens. Its rates are those of a
+# pretrained encoder over 500 epochs; ours starts fresh.
+STENCE = (
+    *("recipe=stence_otis", "image_tower=pixels", "ecg_encoder.width=64", "ecg_encoder.heads=1"),
+    *("ecg_encoder.depth=4", "ecg_encoder.patch=48", "ecg_encoder.positions=31"),
+    *("engine.global_batch_size=64", "optimizer.ecg_lr=1e-3", "optimizer.image_lr=2e-3", "optimizer.warmup=0.15"),
+)
 
 
 @dataclass
@@ -45,6 +52,7 @@ class Sizes:
     null_test: int = 4000
     epochs: int | None = None  # None: the recipe's
     epochs_without_labels: int = 40
+    epochs_stence: int = 20
     draws: int = 10
     repeats: int = 2
     bootstrap: int = 1000
@@ -74,17 +82,21 @@ def main() -> int:
     stage("pretraining, shuffled pairs", *pretrain_command(sizes, "main", "shuffled", "shuffle_pairs=true"))
     stage("pretraining, weight 0", *pretrain_command(sizes, "main", "unsupervised", weight, longer))
     stage("pretraining, null cohort", *pretrain_command(sizes, "null", "paired"))
+    published = (*STENCE, f"epochs={sizes.epochs_stence}")
+    stage("pretraining, reduced StenCE", *pretrain_command(sizes, "main", "stence", *published))
     stage("comparison, main", *compare_command(sizes, "main"))
     stage("comparison, null", *compare_command(sizes, "null"))
     for count in WINDOWS:
         with_windows(sizes, count)
-        stage(f"comparison, {count} windows", *compare_command(sizes, "main", windows=count))
+        stage(f"comparison, {count} windows", *few_command(sizes, f"windows_{count}"))
+    stage("comparison, reduced StenCE", *few_command(sizes, "stence"))
 
     summaries = {cohort: files.read_json(out / cohort / "compare" / "summary.json") for cohort in ("main", "null")}
     arms = summaries["main"]["arms"] + summaries["null"]["arms"]
     differences = summaries["main"]["differences"]
-    rules = check(arms, differences, sizes.version)
     windows = by_windows(sizes, arms)
+    stence = {name: few_summary(sizes, "stence")[name] for name in ("arms", "differences")}
+    rules = check(arms, differences, stence["differences"], sizes.version)
     files.write_json(
         out / "learning.json",
         {
@@ -92,6 +104,7 @@ def main() -> int:
             "differences": differences,
             "rules": rules,
             "windows": windows,
+            "stence": {"keys": published, **stence},
             "command": claims.command(),
             "sizes": {field.name: getattr(sizes, field.name) for field in fields(sizes) if field.name != "out"},
             "counts": {
@@ -101,7 +114,7 @@ def main() -> int:
             "note": summaries["main"]["note"],
         },
     )
-    text = table(arms, differences, rules, windows, summaries, sizes.version)
+    text = table(arms, differences, rules, windows, stence, summaries, sizes.version)
     files.write_text(out / "learning.md", text)
     with files.replacing(out / "learning.png") as temporary:
         plot(arms).savefig(temporary, format="png", dpi=130)
@@ -153,67 +166,79 @@ def shards_command(sizes: Sizes, cohort: str) -> list[str]:
 
 def pretrain_command(sizes: Sizes, cohort: str, run: str, *keys: str) -> list[str]:
     """Command of one pretraining in the frozen recipe, `keys` aside."""
-    own = any(key.startswith("epochs=") for key in keys)
-    epochs = [f"epochs={sizes.epochs}"] if sizes.epochs and not own else []
+    own = {key.partition("=")[0] for key in keys}
+    recipe = () if "recipe" in own else ("recipe=phantom",)
+    epochs = (f"epochs={sizes.epochs}",) if sizes.epochs and "epochs" not in own else ()
     return [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={sizes.processes}"),
-        *("launch/pretrain.py", "recipe=phantom", f"data.shards={sizes.out}/{cohort}/shards"),
+        *("launch/pretrain.py", *recipe, f"data.shards={sizes.out}/{cohort}/shards"),
         *(f"run_dir={sizes.out}/{cohort}/{run}", f"seed={sizes.seed}", *epochs, *keys),
     ]
 
 
-def compare_command(sizes: Sizes, cohort: str, windows: int | None = None) -> list[str]:
-    """Command of one comparison; with `windows`, of what they change at few labels."""
+def compare_command(sizes: Sizes, cohort: str) -> list[str]:
+    """Command of a cohort's comparison of all arms."""
+    others = {"unsupervised_weights": "unsupervised", "shuffled_weights": "shuffled"} if cohort == "main" else {}
+    return [
+        *_comparison(sizes, cohort, "paired", "compare"),
+        *(f"{key}={weights_file(sizes, cohort, run)}" for key, run in others.items()),
+        *(f"null={str(cohort == 'null').lower()}", f"labels={LABELS[cohort]}"),
+    ]
+
+
+def few_command(sizes: Sizes, run: str) -> list[str]:
+    """Command of a comparison at 50 labels of the main cohort, from the tower of another run."""
+    return [*_comparison(sizes, "main", run, f"compare_{run}"), "arms=[probe,finetune,scratch]", "labels=[50]"]
+
+
+def _comparison(sizes: Sizes, cohort: str, run: str, name: str) -> list[str]:
+    """What the commands of all comparisons share."""
     folder = f"{sizes.out}/{cohort}"
-    if windows is None:
-        weights, name, labels = f"{folder}/paired/ecg_tower.safetensors", "compare", LABELS[cohort]
-        others = {"unsupervised_weights": "unsupervised", "shuffled_weights": "shuffled"} if cohort == "main" else {}
-    else:
-        weights, name, labels = windows_file(sizes, windows), f"compare_windows_{windows}", "[50]"
-        others = {}
     return [
         *(sys.executable, "launch/compare.py", f"data.shards={folder}/shards", f"run_dir={folder}/{name}"),
-        f"weights={weights}",
-        *(f"{key}={folder}/{run}/ecg_tower.safetensors" for key, run in others.items()),
-        *(() if windows is None else ("arms=[probe,finetune,scratch]",)),
-        f"null={str(cohort == 'null').lower()}",
-        *(f"labels={labels}", f"draws={sizes.draws}", f"repeats={sizes.repeats}"),
+        *(f"weights={weights_file(sizes, cohort, run)}", f"draws={sizes.draws}", f"repeats={sizes.repeats}"),
         *(f"bootstrap={sizes.bootstrap}", f"workers={sizes.processes}", f"seed={sizes.seed}"),
     ]
 
 
-def windows_file(sizes: Sizes, count: int) -> str:
-    """Where the main run's tower stands with another number of windows."""
-    return f"{sizes.out}/main/paired_windows_{count}.safetensors"
+def weights_file(sizes: Sizes, cohort: str, run: str) -> str:
+    """Where a run left its tower."""
+    return f"{sizes.out}/{cohort}/{run}/ecg_tower.safetensors"
 
 
 def with_windows(sizes: Sizes, count: int) -> None:
     """Write the main run's tower as one that expects `count` windows. Training saw random ones in any case."""
-    tower = load_ecg_tower(f"{sizes.out}/main/paired/ecg_tower.safetensors")
+    tower = load_ecg_tower(weights_file(sizes, "main", "paired"))
     changed = build_ecg_tower(dataclasses.replace(tower.config, windows=count), tower.embedding, seed=0)
-    save_ecg_tower(windows_file(sizes, count), changed, state=tower.state_dict())
+    save_ecg_tower(weights_file(sizes, "main", f"windows_{count}"), changed, state=tower.state_dict())
 
 
 def by_windows(sizes: Sizes, arms: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Arms at 50 labels of the main cohort by windows per record; `arms` are those of the recipe's own number."""
-    found = {3: arms}
-    for count in WINDOWS:
-        found[count] = files.read_json(f"{sizes.out}/main/compare_windows_{count}/summary.json")["arms"]
-    return [
-        {"windows": count, **row}
-        for count in sorted(found)
-        for row in found[count]
-        if (row["cohort"], row["labels"], row["stenosis_weight"]) == ("main", 50, 0.3)
-        and row["arm"] in ("probe", "finetune", "scratch")
-    ]
+    own = [row for row in arms if row["cohort"] == "main" and row["labels"] == 50 and row["stenosis_weight"] == 0.3]
+    found = {3: [row for row in own if row["arm"] in ("probe", "finetune", "scratch")]}
+    found |= {count: few_summary(sizes, f"windows_{count}")["arms"] for count in WINDOWS}
+    return [{"windows": count, **row} for count in sorted(found) for row in found[count]]
 
 
-def check(arms: list[dict[str, Any]], differences: list[dict[str, Any]], version: int) -> list[dict[str, Any]]:
-    """Each rule of the claim on this version of the phantom with what was found, and whether it holds."""
+def few_summary(sizes: Sizes, run: str) -> dict[str, Any]:
+    """What `few_command` found."""
+    return files.read_json(f"{sizes.out}/main/compare_{run}/summary.json")
 
-    def difference(name: str, labels: int | str, weight: float = 0.3) -> dict[str, Any]:
+
+def check(
+    arms: list[dict[str, Any]], differences: list[dict[str, Any]], stence: list[dict[str, Any]], version: int
+) -> list[dict[str, Any]]:
+    """Each rule of the claim on this version of the phantom with what was found, and whether it holds.
+
+    stence: the differences of the published recipe.
+    """
+
+    def difference(
+        name: str, labels: int | str, weight: float = 0.3, rows: list[dict[str, Any]] = differences
+    ) -> dict[str, Any]:
         return next(
-            row for row in differences if (row["name"], row["labels"], row["stenosis_weight"]) == (name, labels, weight)
+            row for row in rows if (row["name"], row["labels"], row["stenosis_weight"]) == (name, labels, weight)
         )
 
     def rule(text: str, row: dict[str, Any], passed: bool) -> dict[str, Any]:
@@ -231,7 +256,7 @@ def check(arms: list[dict[str, Any]], differences: list[dict[str, Any]], version
 
     few, shuffled = difference("probe-scratch", 50), difference("probe-shuffled", 50)
     gain, unsupervised = difference("gain50-gainall", 50), difference("probe-scratch", 50, 0.0)
-    tuned = difference("finetune-scratch", "all")
+    tuned, published = difference("finetune-scratch", "all"), difference("probe-scratch", 50, rows=stence)
     rules = [
         rule("probe - scratch at 50 labels >= 0.10, interval above 0", few, few["mean"] >= 0.10 and few["low"] > 0),
         rule(
@@ -243,6 +268,7 @@ def check(arms: list[dict[str, Any]], differences: list[dict[str, Any]], version
         rule("fine-tuning at all labels >= scratch - 0.02", tuned, tuned["mean"] >= -0.02),
         *against_hand(difference("scratch-hand", "all"), difference("probe-hand", 50)),
         rule("weight 0: probe - scratch at 50, interval above 0", unsupervised, unsupervised["low"] > 0),
+        rule("reduced StenCE: probe - scratch at 50, interval above 0", published, published["low"] > 0),
     ]
     for row in arms:
         if row["cohort"] == "null" and row["labels"] == 50:
@@ -256,6 +282,7 @@ def table(
     differences: list[dict[str, Any]],
     rules: list[dict[str, Any]],
     windows: list[dict[str, Any]],
+    stence: dict[str, list[dict[str, Any]]],
     summaries: dict[str, Any],
     version: int,
 ) -> str:
@@ -274,6 +301,9 @@ def table(
     lines += [f"| {r['name']} | {r['stenosis_weight']:g} | {r['labels']} | {cell(r)} |" for r in differences]
     lines += ["", "| arm at 50 labels | windows per record | AUROC |", "|---|---|---|"]
     lines += [f"| {r['arm']} | {r['windows']} | {cell(r)} |" for r in sorted(windows, key=lambda r: r["arm"])]
+    lines += ["", "| reduced StenCE at 50 labels | AUROC |", "|---|---|"]
+    lines += [f"| {r['arm']} | {cell(r)} |" for r in stence["arms"]]
+    lines += [f"| {r['name']} | {cell(r)} |" for r in stence["differences"] if r["labels"] == 50]
     lines += ["", "| rule | found | |", "|---|---|---|"]
     lines += [f"| {r['rule']} | {cell(r)} | {'pass' if r['passed'] else '**FAIL**'} |" for r in rules]
     main = summaries["main"]
