@@ -17,16 +17,18 @@ from stence_dist import files
 from stence_dist.config.embed import EmbedConfig
 from stence_dist.data.readers import read_ecg
 from stence_dist.data.readers.ecg import RECORDINGS, format_of
+from stence_dist.data.readers.ecg.wfdb_record import parts_of
 from stence_dist.ecg import EcgSpec, prepare_windows
 from stence_dist.errors import DataError, RefusedError
 from stence_dist.models.ecg_tower import EcgTower, embed_windows, load_ecg_tower
 
 logger = logging.getLogger("stence_dist")
 
-# What a folder is searched for by name, and the formats that it is searched for by content: numbers and tables may be
-# anything else. A WFDB record is found by its header.
+# What a folder is searched for by name, and the formats that it is searched for by content: tables may be anything
+# else, and are ECGs where a sidecar says so. A WFDB record is found by its header.
 SUFFIXES = (".hea", ".npy", ".npz")
 _BY_CONTENT = frozenset(RECORDINGS) - {"WFDB", "npz", "text table"}
+_MANY = (".h5", ".hdf5", ".pt")
 
 Windows = NDArray[np.float32]
 
@@ -45,10 +47,7 @@ def embed(config: EmbedConfig) -> None:
     if config.prepared:
         total, recordings = prepared_windows(source, tower.spec)
     elif source.is_dir():
-        found = sorted(path for path in source.rglob("*") if path.is_file() and _is_ecg(path))
-        if not found:
-            searched = ", ".join([*SUFFIXES, *sorted(_BY_CONTENT)])
-            raise DataError(f"{source} holds no ECG (searched for {searched}). Give a file, or its folder.")
+        found = _recordings(source)
         total, recordings = len(found), folder_windows(source, found, tower.spec, config.wfdb_scale, rejects)
     else:
         total, recordings = 1, single_windows(source, tower.spec, config.wfdb_scale)
@@ -101,12 +100,39 @@ def read_windows(path: Path, spec: EcgSpec, wfdb_scale: str) -> Windows:
     return prepare_windows(record.signal(), leads=record.leads, sampling_rate=record.sampling_rate, spec=spec)
 
 
+def _recordings(folder: Path) -> list[Path]:
+    """The recordings in a folder and below it. Raises DataError where there is none.
+
+    A segment of a WFDB record is a part of that record, and a file of many recordings is left out with a warning.
+    """
+    files_there = sorted(path for path in folder.rglob("*") if path.is_file())
+    found = [path for path in files_there if _is_ecg(path)]
+    collections = sum(path.suffix.lower() in _MANY for path in files_there)
+    if collections:
+        text = "%d HDF5 or .pt files may hold many recordings and are left out; ecg=FILE#17 embeds one of them"
+        logger.warning(text, collections)
+    segments = {part for header in found if header.suffix == ".hea" for part in _segments(header)}
+    if not found:
+        searched = ", ".join([*SUFFIXES, *sorted(_BY_CONTENT)])
+        raise DataError(f"{folder} holds no ECG (searched for {searched}). Give a file, or its folder.")
+    return [path for path in found if path not in segments]
+
+
+def _segments(header: Path) -> set[Path]:
+    try:
+        return {part for part in parts_of(header) if part.suffix == ".hea"}
+    except (OSError, ValueError):  # whoever reads the record says so
+        return set()
+
+
 def _is_ecg(path: Path) -> bool:
     """Whether a file of a folder is a recording, or cannot be opened to see."""
     try:
-        return path.suffix in SUFFIXES or format_of(path) in _BY_CONTENT
+        kind = format_of(path)
     except OSError:
         return True
+    declared = kind == "text table" and path.with_suffix(".json").is_file()
+    return path.suffix in SUFFIXES or kind in _BY_CONTENT or declared
 
 
 def record_name(path: Path) -> str:

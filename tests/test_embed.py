@@ -13,7 +13,7 @@ from recordings import sine_ecg, write_wfdb
 from stence_dist.config.ecg_encoder import ResNetConfig
 from stence_dist.config.embed import EmbedConfig
 from stence_dist.data.readers import read_ecg
-from stence_dist.ecg import prepare_windows
+from stence_dist.ecg import LEADS, prepare_windows
 from stence_dist.embed import embed
 from stence_dist.errors import ConfigError, DataError
 from stence_dist.models.ecg_tower import build_ecg_tower, load_ecg_tower, save_ecg_tower
@@ -90,6 +90,21 @@ def test_a_folder_is_searched_by_content(folder: Path, weights: Path, tmp_path: 
     (folder / "rates.csv").write_text("1,2\n3,4\n")
     embed(EmbedConfig(weights=str(weights), ecg=str(folder), out=str(tmp_path / "emb.npz")))
     assert loaded(tmp_path / "emb.npz")["record"].tolist() == ["a", "c.bin", "d.txt", "deeper/b"]
+
+
+def test_a_folder_counts_no_recording_twice(
+    folder: Path, weights: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Segments of a WFDB record are parts of it; a table with its sidecar is an ECG; files of many are named."""
+    (folder / "whole.hea").write_text("whole/2 12 500 4000\na 2000\nlast 2000\n")
+    write_wfdb(folder, "last", sine_ecg(3))
+    np.savetxt(folder / "t.csv", sine_ecg(4).T, delimiter=",", fmt="%.4f", header=",".join(LEADS), comments="")
+    (folder / "t.json").write_text('{"sampling_rate": 500, "unit": "mV"}')
+    (folder / "many.h5").write_bytes(b"")
+    with caplog.at_level("WARNING", "stence_dist"):
+        embed(EmbedConfig(weights=str(weights), ecg=str(folder), out=str(tmp_path / "emb.npz")))
+    assert loaded(tmp_path / "emb.npz")["record"].tolist() == ["deeper/b", "t.csv", "whole"]
+    assert "1 HDF5 or .pt files may hold many recordings" in caplog.text
 
 
 def test_a_single_bad_file_is_an_error(folder: Path, weights: Path, tmp_path: Path) -> None:

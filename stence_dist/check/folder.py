@@ -18,7 +18,7 @@ from stence_dist.check.recordings import Place, Recordings, read_all
 from stence_dist.check.studies import Views, look_at_view
 from stence_dist.config.check import CheckConfig
 from stence_dist.data.readers.ecg import COLLECTIONS, format_of, read_waveform, split_entry
-from stence_dist.data.readers.ecg.wfdb_record import header_of
+from stence_dist.data.readers.ecg.wfdb_record import header_of, parts_of
 from stence_dist.data.readers.images import kind_of
 from stence_dist.data.readers.images.memmap import is_declaration
 from stence_dist.data.readers.images.views_table import VIEWS_TABLE, ViewNote, read_views_table
@@ -26,7 +26,6 @@ from stence_dist.data.readers.record import ReaderError
 from stence_dist.errors import DataError
 
 HINT = "File 12 is the twelfth of the folder: find . -xtype f | LC_ALL=C sort | sed -n 12p"
-_LARGEST_HEADER = 1_000_000  # bytes
 _NEEDS_SIDECAR = ("npy", "text table")  # arrays of numbers are ECGs where a sidecar says so
 _BARE = "tables of numbers without a sidecar"
 _SUFFIXES = (".csv", ".txt", ".json", ".pdf", ".md", ".xml", ".zip", ".gz", ".log", ".html", ".parquet", ".xlsx")
@@ -86,15 +85,6 @@ def _list_files(folder: Path) -> tuple[list[Path], int]:
     return sorted(found, key=lambda file: os.fsencode(file.relative_to(folder))), len(failed)
 
 
-def _wfdb_parts(header: Path) -> set[Path]:
-    """The files that belong to a WFDB header: those it names, segments included."""
-    with open(header, "rb") as file:
-        lines = file.read(_LARGEST_HEADER).decode("latin-1").splitlines()
-    names = {line.split()[0] for line in lines if line.strip() and not line.startswith("#")}
-    segments = any(re.match(r"\S+/\d+ ", line) for line in lines[:50])
-    return {header.with_name(f"{name}.hea" if segments else name) for name in names if "/" not in name}
-
-
 def _parts(files: list[Path]) -> set[Path]:
     """The files that are no recording themselves: signals and annotations of WFDB records, sidecars, declarations."""
     headers = [file for file in files if file.suffix == ".hea"]
@@ -102,7 +92,7 @@ def _parts(files: list[Path]) -> set[Path]:
     parts = {file for file in files if file.suffix != ".hea" and {file, file.with_suffix("")} & stems}
     for header in headers:
         try:
-            parts |= _wfdb_parts(header) - {header}
+            parts |= parts_of(header)
         except (OSError, ValueError):  # a file that cannot be opened, or names that no file can have
             continue  # whoever reads the record says so
     named = {file.with_suffix("") for file in files if file.suffix not in (".json", ".hea")}

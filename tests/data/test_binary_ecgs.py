@@ -211,6 +211,27 @@ def test_dicom_leads_go_by_code(tmp_path: Path, digital: Signal) -> None:
     assert "lead I is there twice" in refusal(lambda: read_dicom_waveform(path))
 
 
+def test_dicom_lead_by_its_label_where_its_code_says_nothing(tmp_path: Path, digital: Signal) -> None:
+    """A vendor's own code and meaning; the label of a lead whose code is known does not count."""
+    item = group(digital.astype(np.int16), [code(f"X{n}", "99LOCAL", "channel") for n in range(12)])
+    for lead, definition in zip(LEADS, item.ChannelDefinitionSequence, strict=True):
+        definition.ChannelLabel = lead
+    assert read_dicom_waveform(write_dicom(tmp_path / "a.dcm", item)).leads == LEADS
+    item = group(digital.astype(np.int16), lead_codes())
+    for definition in item.ChannelDefinitionSequence:
+        definition.ChannelLabel = "V1"
+    assert read_dicom_waveform(write_dicom(tmp_path / "a.dcm", item)).leads == LEADS
+
+
+def test_dicom_gaps_of_16_bits(tmp_path: Path, digital: Signal) -> None:
+    """The lowest signed 16-bit value is a missing sample, though no padding value is stated."""
+    values = digital.astype(np.int16)
+    values[6, 50:90] = -32768
+    found = np.isnan(read_dicom_waveform(write_dicom(tmp_path / "a.dcm", group(values, lead_codes()))).signal)
+    assert found[6, 50:90].all()
+    assert found.sum() == 40
+
+
 @pytest.mark.parametrize(
     ("kind", "dtype"), [("SB", "i1"), ("UB", "u1"), ("SS", "i2"), ("US", "u2"), ("SL", "i4"), ("UL", "u4")]
 )

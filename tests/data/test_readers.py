@@ -324,6 +324,23 @@ def test_text_tables(tmp_path: Path, signal: Signal, separator: str) -> None:
         read_ecg(path)
 
 
+def test_text_tables_of_other_habits(tmp_path: Path, signal: Signal) -> None:
+    """Decimal commas between semicolons; a comma more at the end of every line but the first; IEC names of leads."""
+    path = tmp_path / "a.csv"
+    path.with_suffix(".json").write_text('{"sampling_rate": 500, "unit": "mV"}')
+    np.savetxt(path, signal.T, fmt="%.6f", delimiter=",", header=",".join(LEADS), comments="")
+    plain = path.read_text()
+    expected = read_ecg(path).values
+    first, _, rest = plain.partition("\n")
+    for text in (
+        plain.replace(",", ";").replace(".", ","),
+        f"{first}\n" + rest.replace("\n", ",\n"),
+        first.replace("V", "C") + f"\n{rest}",
+    ):
+        path.write_text(text)
+        assert np.abs(read_ecg(path).values.astype(int) - expected).max() <= 1  # a tie may round the other way
+
+
 @pytest.mark.parametrize("kept", [["I", "II"], ["II", "aVL"], ["I", "III", "aVF"], ["aVR", "aVL", "aVF", "II"]])
 def test_missing_limb_leads_are_derived(tmp_path: Path, signal: Signal, kept: list[str]) -> None:
     """From any two of the six, to quantization; what was derived is named."""

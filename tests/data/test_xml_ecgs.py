@@ -436,6 +436,19 @@ def test_damaged_muse_files_are_refused(
     assert re.search(message, refusal(read_muse, write(tmp_path, text.replace(old, new, 1))))
 
 
+def test_muse_gaps_and_checksums_that_nobody_computed(tmp_path: Path, digital: dict[str, Digital]) -> None:
+    """The lowest 16-bit integer is a missing sample, not -160 mV; a checksum of 0 refuses nothing."""
+    digital["V1"][100:150] = -32768
+    text = muse_text(digital)
+    waveform = read_muse(write(tmp_path, re.sub("<LeadDataCRC32>[0-9]+<", "<LeadDataCRC32>0<", text)))
+    gaps = np.isnan(waveform.signal)
+    assert gaps[EIGHT.index("V1"), 100:150].all()
+    assert gaps.sum() == 50
+    record = to_record(waveform)
+    assert np.nanmax(np.abs(record.signal())) < 10
+    assert record.flags["missing_share"] == pytest.approx(50 / (12 * SAMPLES))
+
+
 def test_muse_without_leads_or_with_uneven_ones(tmp_path: Path, digital: dict[str, Digital]) -> None:
     """No lead; leads of two lengths; seven leads are a matter of the record; no checksum is no fault."""
     assert "0 leads" in refusal(read_muse, write(tmp_path, muse_file(muse_wave("Rhythm", []))))
@@ -514,6 +527,15 @@ def test_aecg_origin_scale_and_units(tmp_path: Path, digital: dict[str, Digital]
     )
     waveform = read_aecg(write(tmp_path, text))
     np.testing.assert_allclose(waveform.signal, 2 + np.stack(list(digital.values())) * 0.00025, rtol=1e-12)
+
+
+def test_aecg_origin_of_nothing_needs_no_unit(tmp_path: Path, digital: dict[str, Digital]) -> None:
+    """0 is 0 in any unit; any other number without one is refused."""
+    text = aecg_text(digital)
+    waveform = read_aecg(write(tmp_path, text.replace('<origin value="0" unit="uV"/>', '<origin value="0"/>')))
+    np.testing.assert_allclose(waveform.signal, np.stack(list(digital.values())) * 0.005, rtol=1e-12)
+    other = write(tmp_path, text.replace('<origin value="0" unit="uV"/>', '<origin value="1"/>', 1))
+    assert "the unit is not stated" in refusal(read_aecg, other)
 
 
 def test_aecg_takes_the_set_with_most_leads(tmp_path: Path, digital: dict[str, Digital]) -> None:
@@ -689,6 +711,27 @@ def test_roots(prolog: str, root: str | None, encoding: str) -> None:
     """Past all that may stand before a root, in each encoding, with and without namespace; None for other files."""
     for tag in ("<RestingECG>", '<n:RestingECG xmlns:n="x">', "<RestingECG/>"):
         assert root_of((prolog + tag).encode(encoding)) == root
+
+
+@pytest.mark.parametrize(
+    ("declared", "before", "encoding", "after"),
+    [
+        ("utf-16", b"", "utf-8", b""),
+        ("UTF-8", b"", "utf-16", b""),
+        ("ISO-8859-1", b"\r\n", "latin-1", b"\0\0"),
+        ("UTF-16", b"\xef\xbb\xbf", "utf-8", b"\n\0"),
+    ],
+    ids=["says utf-16", "is utf-16", "surrounded", "with a mark"],
+)
+def test_declarations_that_contradict_the_bytes(
+    tmp_path: Path, digital: dict[str, Digital], declared: str, before: bytes, encoding: str, after: bytes
+) -> None:
+    """Programs that save a text anew leave its first line; copies leave blanks before it and after the end."""
+    text = muse_text(digital).replace('encoding="ISO-8859-1"', f'encoding="{declared}"')
+    path = tmp_path / "a.xml"
+    path.write_bytes(before + text.encode(encoding) + after)
+    assert is_muse(path, path.read_bytes()[:65536])
+    np.testing.assert_allclose(read_muse(path).signal[0], digital["I"] * 0.00488, rtol=1e-12)
 
 
 def test_other_files_have_no_root() -> None:

@@ -12,11 +12,12 @@ LIMB_LEADS = LEADS[:6]
 # Each limb lead as (share of I, share of II): Einthoven's law and Goldberger's definitions.
 _OF_I_AND_II = np.array([[1, 0], [0, 1], [-1, 1], [-0.5, -0.5], [1, -0.5], [-0.5, 1]])
 _LEAD_NAMES = {lead.casefold(): lead for lead in LEADS} | {"di": "I", "dii": "II", "diii": "III"}
+_LEAD_NAMES |= {f"c{number}": f"V{number}" for number in range(1, 7)}  # IEC 60601-2-25
 _LEAD_PREFIXES = ("mdc_ecg_lead_", "lead ", "lead_", "ecg ")
 
 
 def canonical_lead(name: str | None) -> str | None:
-    """The lead of `LEADS` that `name` means (any case, `Lead II`, `DII`, `MDC_ECG_LEAD_II`), else None."""
+    """The lead of `LEADS` that `name` means (any case, `Lead II`, `DII`, `MDC_ECG_LEAD_II`, `C1` for V1), else None."""
     text = (name or "").strip().casefold()  # a WFDB signal need not have a description
     for prefix in _LEAD_PREFIXES:
         text = text.removeprefix(prefix)

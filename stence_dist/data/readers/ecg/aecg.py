@@ -91,7 +91,9 @@ def _samples(sequence: Element) -> NDArray[np.float64]:
     origin, scale = (sequence.find(f"value/{name}") for name in ("origin", "scale"))
     if origin is None or scale is None:
         raise ReaderError("an aECG lead lacks its origin or scale; expected a list of physical quantities (SLIST_PQ).")
-    zero = number(origin.get("value"), "an aECG lead's origin") * millivolts_per_unit(origin.get("unit", ""))
+    zero = number(origin.get("value"), "an aECG lead's origin")
+    if zero != 0:  # 0 needs no unit, and some files give it none
+        zero *= millivolts_per_unit(origin.get("unit", ""))
     step = positive(scale.get("value"), "an aECG lead's scale") * millivolts_per_unit(scale.get("unit", ""))
     return zero + step * samples_of(sequence.findtext("value/digits"), "an aECG lead")
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from stence_dist.data.readers.ecg.waveform import Device, Waveform, check_size, millivolts_per_unit
 from stence_dist.data.readers.limb_leads import canonical_lead
-from stence_dist.data.readers.record import ReaderError
+from stence_dist.data.readers.record import MISSING, ReaderError
 
 WAVEFORM_CLASSES = frozenset(f"1.2.840.10008.5.1.4.1.1.9.1.{number}" for number in (1, 2, 3, 4))
 _SOP_CLASS = 0x0008_0016
@@ -144,8 +144,9 @@ def _number(item: Any, name: str) -> float | None:
 def _lead(channel: Any) -> str | None:
     """The lead of `LEADS` that a channel holds, by its source's code; by free text only where that code is unknown."""
     sources = channel.get("ChannelSourceSequence")
+    label = canonical_lead(str(channel.get("ChannelLabel") or ""))
     if not sources:
-        return canonical_lead(str(channel.get("ChannelLabel") or ""))
+        return label
     code = str(sources[0].get("CodeValue") or "").strip()
     known = _CODE.fullmatch(f"{str(sources[0].get('CodingSchemeDesignator') or '').strip()} {code}")
     if known:
@@ -153,7 +154,7 @@ def _lead(channel: Any) -> str | None:
     if code.upper().startswith("MDC_ECG_LEAD_"):
         return canonical_lead(code)
     # "Lead I (Einthoven)", "aVR, augmented voltage, right"
-    return canonical_lead(re.split("[,(]", str(sources[0].get("CodeMeaning") or ""))[0])
+    return canonical_lead(re.split("[,(]", str(sources[0].get("CodeMeaning") or ""))[0]) or label
 
 
 def _choose(groups: list[_Group]) -> _Group:
@@ -220,10 +221,12 @@ def _decode(group: _Group, rows: list[int]) -> tuple[NDArray[Any], NDArray[np.bo
         )
     frames = np.frombuffer(data, dtype, count).reshape(group.samples, len(group.leads))
     values = frames.T[rows]
+    # In 16 bits the lowest value is no voltage, stated as padding or not: it means that there is no sample.
+    missing = values == MISSING if dtype == np.int16 else np.zeros(values.shape, dtype=bool)
     padding = group.item.get("WaveformPaddingValue")
-    if not isinstance(padding, bytes) or len(padding) < dtype.itemsize:
-        return values, np.zeros(values.shape, dtype=bool)
-    return values, values == np.frombuffer(padding, dtype, 1)
+    if isinstance(padding, bytes) and len(padding) >= dtype.itemsize:
+        missing |= values == np.frombuffer(padding, dtype, 1)
+    return values, missing
 
 
 def _scale(values: NDArray[Any], channel: Any) -> NDArray[np.float64]:

@@ -25,7 +25,7 @@ from stence_dist.data.readers.ecg.xml_file import (
     text_at,
     whole,
 )
-from stence_dist.data.readers.record import ReaderError
+from stence_dist.data.readers.record import MISSING, ReaderError
 
 # Nothing but a product's name: users of some systems type theirs, or anything else, into the field.
 _PRODUCT = re.compile(
@@ -79,7 +79,7 @@ def _start(lead: Element) -> list[float]:
 
 
 def _samples(lead: Element, count: int) -> NDArray[np.float64]:
-    """(T,) mV of one lead, at the lead's own scale."""
+    """(T,) mV of one lead, at the lead's own scale; NaN where the lowest integer stands for a missing sample."""
     size = whole(text_at(lead, "LeadSampleSize") or str(_BYTES_PER_SAMPLE), "a MUSE lead's LeadSampleSize")
     if size != _BYTES_PER_SAMPLE:
         raise ReaderError(f"a MUSE lead has {size} bytes per sample; expected {_BYTES_PER_SAMPLE}.")
@@ -87,14 +87,15 @@ def _samples(lead: Element, count: int) -> NDArray[np.float64]:
     if len(content) != size * count:
         raise ReaderError(f"a MUSE lead holds {len(content)} bytes; its header states {count} samples of {size} bytes.")
     checksum = text_at(lead, "LeadDataCRC32")
-    # Of the decoded bytes, by zlib's polynomial: so in every lead of every real file seen.
-    if checksum and whole(checksum, "a MUSE lead's LeadDataCRC32") != zlib.crc32(content):
+    # Of the decoded bytes, by zlib's polynomial: so in every lead of every real file seen. 0 = not computed.
+    if checksum and whole(checksum, "a MUSE lead's LeadDataCRC32") not in (0, zlib.crc32(content)):
         raise ReaderError(
             "a MUSE lead does not fit its LeadDataCRC32; the file was damaged or altered. Export it again."
         )
     per_unit = positive(text_at(lead, "LeadAmplitudeUnitsPerBit"), "a MUSE lead's LeadAmplitudeUnitsPerBit")
     scale = per_unit * millivolts_per_unit(text_at(lead, "LeadAmplitudeUnits"))
-    return np.frombuffer(content, dtype="<i2").astype(np.float64) * scale
+    stored = np.frombuffer(content, dtype="<i2")
+    return np.where(stored == MISSING, np.nan, stored * scale)
 
 
 def _device(root: Element, rhythm: Element) -> Device:

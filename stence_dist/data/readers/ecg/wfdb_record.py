@@ -54,6 +54,15 @@ def header_of(path: Path) -> Path:
     return path if path.suffix == ".hea" else path.with_name(path.name + ".hea")
 
 
+def parts_of(header: Path) -> set[Path]:
+    """The files that a header names: its signals, or the headers of its segments. Raises OSError and ValueError."""
+    with open(header, "rb") as file:
+        lines = file.read(_LARGEST_HEADER).decode("latin-1").splitlines()
+    names = {line.split()[0] for line in lines if line.strip() and not line.startswith("#")}
+    segments = any(re.match(r"\S+/\d+ ", line) for line in lines[:50])
+    return {header.with_name(f"{name}.hea" if segments else name) for name in names if "/" not in name} - {header}
+
+
 def is_wfdb(path: Path, start: bytes) -> bool:
     """Whether `path` names a WFDB record: its header, whatever the record's own file, if there is one, holds."""
     return header_of(path).is_file()

@@ -30,6 +30,8 @@ _PROLOG = re.compile(r"\s+|<\?.*?\?>|<!--.*?-->|<!DOCTYPE[^<>\[]*(?:\[.*?\]\s*)?
 _ROOT = re.compile(r"<(?:[\w.-]+:)?(?P<name>[\w.-]+)[\s/>]")
 _NUMBER = re.compile(r"[+-]?([0-9]{1,20}\.?[0-9]{0,20}|\.[0-9]{1,20})([eE][+-]?[0-9]{1,3})?")
 _WHOLE = re.compile(r"[0-9]{1,18}")
+_BOMS_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_SAYS_UTF16 = re.compile(rb"<\?xml[^>]{0,200}?encoding=[\"']utf-?16", re.IGNORECASE)
 
 
 class _LocalNames(TreeBuilder):
@@ -41,7 +43,7 @@ class _LocalNames(TreeBuilder):
 
 def root_of(start: bytes) -> str | None:
     """The name of the root element, without its namespace, from a file's first bytes; None where they are no XML."""
-    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+    if start.startswith(_BOMS_UTF16):
         text = start.decode("utf-16", errors="ignore")
     else:
         text = start.removeprefix(codecs.BOM_UTF8).decode("latin-1")  # the names that matter are ASCII
@@ -65,7 +67,9 @@ def parse_xml(path: Path) -> Element:
         end = content.find(b">", start)
         if (end if end >= 0 else len(content)) - start > _LONGEST_MARK:
             raise ReaderError(f"the XML file has a tag or a comment of more than {_LONGEST_MARK} bytes.")
-    parser = XMLParser(target=_LocalNames())
+    if not content.startswith(_BOMS_UTF16):
+        content = content.strip(b"\0\r\n\t ")  # what copies leave before the declaration and after the end
+    parser = XMLParser(target=_LocalNames(), encoding=_encoding(content))
     # A default is copied into every element that lacks the attribute: length times count, and no entity is needed.
     parser.parser.AttlistDeclHandler = _refuse_defaults
     try:
@@ -80,6 +84,16 @@ def parse_xml(path: Path) -> Element:
             "the XML file is in an encoding that is not known; expected UTF-8, UTF-16 or Latin-1."
         ) from None
     return root
+
+
+def _encoding(content: bytes) -> str | None:
+    """The encoding of XML whose declaration contradicts its bytes, as programs that save a text anew leave it.
+
+    None where the declaration is to be believed.
+    """
+    if content.startswith(_BOMS_UTF16):
+        return "utf-16"
+    return "utf-8" if _SAYS_UTF16.match(content.removeprefix(codecs.BOM_UTF8)) else None  # ASCII shows: not UTF-16
 
 
 def _refuse_defaults(*_: object) -> NoReturn:
