@@ -210,7 +210,8 @@ def with_windows(sizes: Sizes, count: int) -> None:
     """Write the main run's tower as one that expects `count` windows. Training saw random ones in any case."""
     tower = load_ecg_tower(weights_file(sizes, "main", "paired"))
     changed = build_ecg_tower(dataclasses.replace(tower.config, windows=count), tower.embedding, seed=0)
-    save_ecg_tower(weights_file(sizes, "main", f"windows_{count}"), changed, state=tower.state_dict())
+    path = weights_file(sizes, "main", f"windows_{count}")
+    save_ecg_tower(path, changed, state=tower.state_dict(), pretraining=tower.pretraining)
 
 
 def by_windows(sizes: Sizes, arms: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -52,6 +52,7 @@ class Best:
 
     value: float
     step: int
+    metric: str
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from torch._C._distributed_c10d import HashStore, PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from stence_dist import launchers
+from stence_dist.device import compute_device, has_gpu
 from stence_dist.errors import EXIT_DONE, EXIT_STOPPED, ConfigError, RefusedError
 
 # How gloo says that a connection broke or timed out; it has no exception of its own.
@@ -59,16 +60,18 @@ def start(timeout_s: float) -> torch.device:
     Plain `python` makes a group of one, without a port. Raises ConfigError where there are more ranks than GPUs on a
     node that has GPUs.
     """
-    os.environ.update(launchers.map_slurm(os.environ))
+    mapped = launchers.map_slurm(os.environ)
+    os.environ.update(mapped)
+    if mapped and has_gpu() and torch.cuda.device_count() == 1:
+        os.environ["LOCAL_RANK"] = "0"  # srun shows each task its own GPU only, as number 0; DeepSpeed reads this, too
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    device = torch.device("cpu")
-    if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu":
-        if local_rank >= torch.cuda.device_count():
-            raise ConfigError(
-                f"Local rank {local_rank} has no GPU: this node has {torch.cuda.device_count()}. Start at most that "
-                "many ranks per node, or set DS_ACCELERATOR=cpu."
-            )
-        device = torch.device("cuda", local_rank)
+    if has_gpu() and local_rank >= torch.cuda.device_count():
+        raise ConfigError(
+            f"Local rank {local_rank} has no GPU: it sees {torch.cuda.device_count()} (CUDA_VISIBLE_DEVICES). Start at "
+            "most that many ranks per node, or set DS_ACCELERATOR=cpu."
+        )
+    device = compute_device(local_rank)
+    if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
     timeout = timedelta(seconds=timeout_s)

@@ -18,6 +18,7 @@ from stence_dist.config.embed import EmbedConfig
 from stence_dist.data.readers import read_ecg
 from stence_dist.data.readers.ecg import RECORDINGS, format_of
 from stence_dist.data.readers.ecg.wfdb_record import parts_of
+from stence_dist.device import compute_device
 from stence_dist.ecg import EcgSpec, prepare_windows
 from stence_dist.errors import DataError, RefusedError
 from stence_dist.models.ecg_tower import EcgTower, embed_windows, load_ecg_tower
@@ -41,7 +42,7 @@ def embed(config: EmbedConfig) -> None:
     single recording that cannot be read raises DataError, and so does a folder without any that can.
     """
     tower = load_ecg_tower(config.weights)
-    tower.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    tower.to(compute_device())
     source = Path(config.ecg)
     rejects: list[tuple[str, str]] = []
     if config.prepared:

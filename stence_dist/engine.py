@@ -100,7 +100,8 @@ def resolve_precision(config: EngineConfig, device: torch.device) -> str:
     """`fp32`, `bf16` or `fp16`: what `engine.precision` means on `device`."""
     if config.precision != "auto":
         return config.precision
-    return "bf16" if device.type == "cuda" else "fp32"
+    # GPUs before Ampere only emulate bf16, slower than float32.
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
 
 
 def deepspeed_config(

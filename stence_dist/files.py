@@ -138,7 +138,11 @@ def sweep(folder: Path) -> None:
     """Remove what an interrupted write or removal left in `folder`, where it lets itself be removed."""
     for prefix in (TEMPORARY_PREFIX, TRASH_PREFIX):
         for leftover in folder.glob(f"{prefix}*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+            if leftover.is_dir() and not leftover.is_symlink():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                with contextlib.suppress(OSError):
+                    leftover.unlink()
 
 
 class FolderLock:

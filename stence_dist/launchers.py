@@ -45,6 +45,11 @@ def restarts(environment: Mapping[str, str]) -> int:
     return int(environment.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
+def would_restart(environment: Mapping[str, str]) -> bool:
+    """True where torchrun starts its ranks again when they leave with anything but 0."""
+    return int(environment.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
+
+
 def shares_store(environment: Mapping[str, str]) -> bool:
     """True where torchrun's own store, kept over its restarts, is the one that the ranks meet in."""
     return environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"

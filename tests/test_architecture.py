@@ -18,6 +18,7 @@ LAYERS = {
     "__init__": 0,
     "batch": 0,
     "config": 0,
+    "device": 0,
     "distributed": 0,
     "ecg": 0,
     "errors": 0,

@@ -89,7 +89,7 @@ def test_resume_is_bitwise(stage: int, optimizer: str, tmp_path: Path) -> None:
     config = OPTIMIZERS[optimizer]
     built = build(stage, config)
     train(built, 0, 3, config)
-    path = save(tmp_path, built, 3, Best(0.5, 2))
+    path = save(tmp_path, built, 3, Best(0.5, 2, "val/recall@5"))
     saved = contents(built)
     losses = train(built, 3, 6, config)
 
@@ -97,7 +97,7 @@ def test_resume_is_bitwise(stage: int, optimizer: str, tmp_path: Path) -> None:
     other.module.ecg_tower.gain.fill_(7)
     assert not same(contents(other), saved)
     loaded = checkpoint.load_newest(tmp_path, other)
-    assert loaded == checkpoint.Loaded(path, TrainState(3, "config", "index"), Best(0.5, 2))
+    assert loaded == checkpoint.Loaded(path, TrainState(3, "config", "index"), Best(0.5, 2, "val/recall@5"))
     assert same(contents(other), saved)
     assert (other.global_steps, other.micro_steps, other.skipped_steps) == (3, 6, 0)
     assert train(other, 3, 6, config) == losses
@@ -202,7 +202,7 @@ def test_an_unfinished_save_is_no_checkpoint(
 def test_retention_keeps_the_last_and_the_best(small: engine.Engine, tmp_path: Path) -> None:
     """Five saves with keep_last=2 and the best at step 2 leave 2, 4, 5; the newest is loaded."""
     for step in range(1, 6):
-        save(tmp_path, small, step, Best(0.9, 2) if step >= 2 else None)
+        save(tmp_path, small, step, Best(0.9, 2, "val/recall@5") if step >= 2 else None)
     assert sorted(path.name[-1] for path in tmp_path.iterdir()) == ["2", "4", "5"]
     loaded = checkpoint.load_newest(tmp_path, small)
     assert loaded is not None

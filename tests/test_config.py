@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from stence_dist.config.load import CONFIG_FOLDER, GROUPS, help_text, load
+from stence_dist.config.doctor import DoctorConfig
+from stence_dist.config.load import CONFIG_FOLDER, GROUPS, help_text, load, run
 from stence_dist.config.pretrain import PretrainConfig
-from stence_dist.errors import ConfigError
+from stence_dist.errors import ConfigError, StoppedError
 
 VERBS = sorted(path.stem for path in CONFIG_FOLDER.glob("*.yaml"))
 REQUIRED = ["data.shards=S", "run_dir=R"]
@@ -125,6 +126,21 @@ def test_yaml_files_hold_no_code() -> None:
     for path in CONFIG_FOLDER.rglob("*.yaml"):
         assert "_target_" not in path.read_text()
         yaml.safe_load(path.read_text())
+
+
+@pytest.mark.parametrize(("restarts", "code"), [(None, 75), ("0", 75), ("3", 0)])
+def test_a_stop_is_no_failure_to_restart_from(monkeypatch: pytest.MonkeyPatch, restarts: str | None, code: int) -> None:
+    """75 where it reaches the user; 0 under a torchrun that would start the ranks again, and undo the stop."""
+
+    def stop(_: DoctorConfig) -> None:
+        raise StoppedError("stopped after step 3 on request")
+
+    monkeypatch.setattr("sys.argv", ["doctor.py"])
+    if restarts is not None:
+        monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", restarts)
+    with pytest.raises(SystemExit) as ended:
+        run(DoctorConfig, "doctor", stop)
+    assert ended.value.code == code
 
 
 def test_a_verb_ends_with_the_right_code(tmp_path: Path) -> None:

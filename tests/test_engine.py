@@ -173,10 +173,12 @@ def test_configuration_is_explicit() -> None:
         engine.deepspeed_config(config, SgdConfig(), world_size=5, device=CPU)
 
 
-def test_precision_follows_the_device() -> None:
-    """`auto` is bf16 on a GPU and fp32 on CPU; anything else is kept."""
+@pytest.mark.parametrize(("native", "precision"), [(True, "bf16"), (False, "fp32")])
+def test_precision_follows_the_device(monkeypatch: pytest.MonkeyPatch, native: bool, precision: str) -> None:
+    """`auto` is bf16 on a GPU that has it and fp32 elsewhere; anything else is kept."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native or including_emulation)
     assert engine.resolve_precision(EngineConfig(), CPU) == "fp32"
-    assert engine.resolve_precision(EngineConfig(), torch.device("cuda")) == "bf16"
+    assert engine.resolve_precision(EngineConfig(), torch.device("cuda")) == precision
     assert engine.resolve_precision(EngineConfig(precision="fp32"), torch.device("cuda")) == "fp32"
 
 

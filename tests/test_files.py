@@ -22,6 +22,7 @@ from stence_dist.files import (
     save_array,
     sha256_file,
     sha256_json,
+    sweep,
     write_bytes,
     write_json,
     write_text,
@@ -130,6 +131,21 @@ def test_remove_tree_leaves_nothing(tmp_path: Path) -> None:
     (folder / "inner" / "file").write_text("x")
     remove_tree(folder)
     assert os.listdir(tmp_path) == []
+
+
+def test_sweep_takes_files_and_folders_that_were_left(tmp_path: Path) -> None:
+    """Temporary files and folders, trash and links to elsewhere; nothing of another name, nothing elsewhere."""
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "file").write_text("x")
+    (tmp_path / ".tmp-tower-1").write_text("x")
+    (tmp_path / ".tmp-step-2").mkdir()
+    (tmp_path / ".tmp-step-2" / "part").write_text("x")
+    (tmp_path / ".trash-step-3").mkdir()
+    (tmp_path / ".tmp-link").symlink_to(kept)
+    sweep(tmp_path)
+    assert os.listdir(tmp_path) == ["kept"]
+    assert os.listdir(kept) == ["file"]
 
 
 def hold(folder: Path) -> "subprocess.Popen[str]":

@@ -18,14 +18,16 @@ class CompareConfig:
 
     run_dir: str = key("folder for summary.json and predictions.csv")
     weights: str = key("ecg_tower.safetensors of the pretraining under test")
-    stenosis_weight: float = key("loss.stenosis_weight that `weights` was pretrained with", 0.3)
+    stenosis_weight: float | None = key(
+        "loss.stenosis_weight that `weights` was pretrained with; null = as its file says, 0.3 where it does not", None
+    )
     unsupervised_weights: str | None = key("ecg_tower.safetensors pretrained with loss.stenosis_weight=0", None)
     shuffled_weights: str | None = key("ecg_tower.safetensors pretrained with shuffle_pairs=true", None)
     null: bool = key("the set is a cohort without any effect: probe, finetune and scratch only", False)
     arms: list[str] = key("what to compare; shuffled needs shuffled_weights, else it is left out", list(ARMS))
     labels: list[str] = key("labelled training patients: numbers, shares like 10%, all", ["50", "all"])
     draws: int = key("label draws per number of labels; the same draws for every arm", 5)
-    repeats: int = key("training seeds at labels=all, where there is nothing to draw", 1)
+    repeats: int = key("training seeds at labels=all, where there is nothing to draw", 2)
     rows: str = key(
         "rows that labels are drawn from: auto (ecg_only where there are any) | ecg_only | paired | all", "auto"
     )

@@ -85,7 +85,8 @@ def _guarded(config_class: type[C], verb: str, main: Callable[[C], int | None]) 
         return EXIT_REFUSED
     except StoppedError as stop:
         sys.stderr.write(f"{where}{stop}\n")
-        return EXIT_STOPPED
+        # A stop is no failure that torchrun should mend. It flattens the code in any case; status.json says "stopped".
+        return EXIT_DONE if launchers.would_restart(os.environ) else EXIT_STOPPED
     except CheckFailedError as error:
         sys.stderr.write(f"{where}{error}\n")
         return EXIT_FAILURE

@@ -18,7 +18,7 @@ from stence_dist.data.cohort_table import LABEL_COLUMN, SEGMENT_COLUMNS, read_ta
 from stence_dist.data.index import SPLITS
 from stence_dist.errors import DataError
 from stence_dist.files import write_text
-from stence_dist.seeds import generator
+from stence_dist.seeds import derive, generator
 
 log = logging.getLogger("stence_dist")
 
@@ -194,31 +194,31 @@ def _check_splits(rows: Sequence[CohortRow]) -> None:
         )
 
 
-def _drawn_splits(patients: Mapping[str, list[CohortRow]], seed: int) -> dict[str, str]:
-    """Split by patient key: 70/10/20, alike within every stratum (pairs or not; severe, not severe, not reported).
+def drawn_splits(patients: Mapping[str, list[CohortRow]], seed: int) -> dict[str, str]:
+    """Split by patient identifier: 70/10/20, alike within every stratum (pairs or not; severe, not, not reported).
 
-    `patients` comes in an order that does not depend on the table's. Strata are laid end to end, and each patient in
-    turn goes to the split that lags most behind its share, so strata and whole keep their shares; with three patients
-    or more no split stays empty.
+    Each patient has a number that depends on the seed and the identifier alone (not on the key: another key file must
+    not change who is tested), and a stratum's lowest ones are test, the next validation: when a cohort grows or a label
+    is corrected, hardly anyone moves. Shares are kept over all strata together, so small ones have their part, and with
+    three patients or more no split stays empty.
     """
     strata: dict[tuple[bool, int], list[str]] = defaultdict(list)
-    for key, rows in patients.items():
-        severities = {row.severe for row in rows}
+    for name in sorted(patients, key=lambda name: (derive(seed, "split", name), name)):
+        severities = {row.severe for row in patients[name]}
         severe = 2 if True in severities else 1 if False in severities else 0
-        strata[any(row.study_path for row in rows), severe].append(key)
-    total = len(patients)
-    wanted = {split: max(1, round(SHARES[split] * total)) for split in ("val", "test")}
-    wanted["train"] = total - wanted["val"] - wanted["test"]
-    given = dict.fromkeys(SPLITS, 0)
+        strata[any(row.study_path for row in patients[name]), severe].append(name)
+    wanted = {split: max(1, round(SHARES[split] * len(patients))) for split in ("test", "val")}
+    given = dict.fromkeys(wanted, 0)
     splits: dict[str, str] = {}
-    for stratum in sorted(strata):
-        keys = strata[stratum]
-        for number in generator(seed, "split", *map(int, stratum)).permutation(len(keys)).tolist():
-            place = len(splits) + 1
-            lag = {split: wanted[split] * place / total - given[split] for split in SPLITS}
-            split = max(SPLITS, key=lag.__getitem__)
-            splits[keys[number]] = split
-            given[split] += 1
+    for _, names in sorted(strata.items()):
+        splits |= dict.fromkeys(names, "train")
+        place = 0
+        for split, count in wanted.items():
+            due = round(count * len(splits) / len(patients)) - given[split]
+            taken = names[place : place + due]
+            splits |= dict.fromkeys(taken, split)
+            place += len(taken)
+            given[split] += len(taken)
     return splits
 
 
@@ -269,9 +269,9 @@ def read_cohort(path: Path, columns: ColumnsConfig, secret: bytes, seed: int) ->
         by_key = defaultdict(list)
         for row in rows:
             by_key[row.patient_key].append(row)
-        # Sorted by identifier, not by key: another key file must not change who is tested.
-        drawn = _drawn_splits({ids[name]: by_key[ids[name]] for name in sorted(ids)}, seed)
-        rows = _with_splits(rows, [drawn[row.patient_key] for row in rows])
+        drawn = drawn_splits({name: by_key[key] for name, key in ids.items()}, seed)
+        split_of = {ids[name]: split for name, split in drawn.items()}
+        rows = _with_splits(rows, [split_of[row.patient_key] for row in rows])
     return Cohort(path.parent, rows, rejects, "column" if given else "drawn")
 
 

@@ -35,6 +35,7 @@ class EcgTower(nn.Module):
         self.config = config
         self.encoder = encoder
         self.projector = projector
+        self.pretraining: dict[str, Any] = {}  # what its file says that it was trained on
 
     @property
     def spec(self) -> EcgSpec:
@@ -77,8 +78,17 @@ def build_ecg_tower(config: EcgEncoderConfig, embedding: int | None, seed: int) 
     return EcgTower(config, encoder, projector)
 
 
-def save_ecg_tower(path: Path | str, tower: EcgTower, *, state: Mapping[str, Tensor] | None = None) -> None:
-    """Write the tower to `path`, whole or not at all. `state` holds the tensors where the tower's own are sharded."""
+def save_ecg_tower(
+    path: Path | str,
+    tower: EcgTower,
+    *,
+    state: Mapping[str, Tensor] | None = None,
+    pretraining: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the tower to `path`, whole or not at all.
+
+    `state` holds the tensors where the tower's own are sharded; `pretraining` says what it was trained on.
+    """
     state = tower.state_dict() if state is None else state
     names = set(tower.state_dict())
     assert set(state) == names, f"not the tower's tensors: {sorted(set(state) ^ names)}"
@@ -88,7 +98,7 @@ def save_ecg_tower(path: Path | str, tower: EcgTower, *, state: Mapping[str, Ten
         "encoder": dataclasses.asdict(tower.config),
         "spec": tower.spec.to_dict(),
         "embedding": tower.embedding,
-    }
+    } | ({"pretraining": dict(pretraining)} if pretraining else {})
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata={METADATA_KEY: json.dumps(description, sort_keys=True)})
 
@@ -122,6 +132,7 @@ def load_ecg_tower(path: Path | str) -> EcgTower:
         )
     _check_tensors(path, tensors, tower.state_dict())
     tower.load_state_dict(tensors)
+    tower.pretraining = description.get("pretraining", {})
     return tower.eval()
 
 
@@ -144,7 +155,8 @@ def _description(path: Path | str, metadata: Mapping[str, str] | None) -> dict[s
         )
     wanted = {"format", "encoder", "spec", "embedding"}
     embedding = description.get("embedding")
-    if set(description) != wanted or not isinstance(description["spec"], dict):
+    parts = (description.get("spec"), description.get("pretraining", {}))
+    if set(description) - {"pretraining"} != wanted or not all(isinstance(part, dict) for part in parts):
         raise DataError(f"{path}: the metadata has the keys {sorted(description)}, expected {sorted(wanted)}.")
     if embedding is not None and (type(embedding) is not int or embedding < 1):
         raise DataError(f"{path}: the metadata has embedding={embedding!r}, expected a width or null.")

@@ -19,15 +19,16 @@ from numpy.typing import NDArray
 from stence_dist import files
 from stence_dist.config.compare import ARMS, NULL_ARMS, CompareConfig
 from stence_dist.data.shards import ShardSet
+from stence_dist.device import compute_device
 from stence_dist.errors import ConfigError, SpecMismatchError
 from stence_dist.evaluate.label_efficiency import ALL, REFERENCE_WEIGHT, ArmScores, Comparison, patients_for
 from stence_dist.evaluate.probe import fit_probe
 from stence_dist.evaluate.st_features import st_features
 from stence_dist.models.ecg_tower import EcgTower, build_ecg_tower, load_ecg_tower
-from stence_dist.train.finetune import PREDICTION_COLUMNS, compute_device, sigmoid
+from stence_dist.train.finetune import PREDICTION_COLUMNS, sigmoid
 from stence_dist.train.fits import Fit, network_logits, over_rows, train_networks
-from stence_dist.train.labelled import LabelledRows, age_sex_probabilities, labelled_rows
-from stence_dist.train.result_folder import conclude, describe, result_folder, result_identity
+from stence_dist.train.labelled import LabelledRows, age_sex_probabilities, labelled_rows, rows_to_learn_from
+from stence_dist.train.result_folder import conclude, describe, pretrained_on, result_folder, result_identity
 from stence_dist.train.supervised import feature_scorer, score_rows
 
 logger = logging.getLogger("stence_dist")
@@ -57,7 +58,7 @@ def compare(config: CompareConfig) -> None:
         if not wanted:
             return
         # Everything that can be refused is refused before any work.
-        pool = labelled_rows(shards, "train", config, config.rows).require_both_classes()
+        pool = labelled_rows(shards, "train", config, rows_to_learn_from(shards, config)).require_both_classes()
         test = labelled_rows(shards, "test", config, "all").require_both_classes()
         draws = {labels: _draws(pool, labels, config) for labels in config.labels}
         towers = _towers(config)
@@ -78,7 +79,7 @@ def compare(config: CompareConfig) -> None:
         summary = {
             "arms": comparison.arm_rows("null" if config.null else "main"),
             "differences": [] if config.null else comparison.difference_rows(),
-            **_provenance(config, pool, test),
+            **_provenance(config, shards, pool, test),
         }
         files.write_text(folder / "predictions.csv", _predictions(scores, test))
         files.write_json(folder / "summary.json", summary)
@@ -106,12 +107,23 @@ def _arms(config: CompareConfig) -> list[str]:
     return [arm for arm in chosen if arm != "shuffled" or config.shuffled_weights]
 
 
+def _stenosis_weight(config: CompareConfig) -> float:
+    """The weight that `weights` was pretrained with. Raises ConfigError where its file says another than the config."""
+    stated, given = load_ecg_tower(config.weights).pretraining.get("stenosis_weight"), config.stenosis_weight
+    if stated is not None and given is not None and given != stated:
+        raise ConfigError(
+            f"stenosis_weight={given:g}, but {config.weights} was pretrained with loss.stenosis_weight={stated:g}. "
+            "Leave the key out."
+        )
+    return float(next((value for value in (given, stated) if value is not None), REFERENCE_WEIGHT))
+
+
 def _pretrained(config: CompareConfig) -> dict[float, str]:
-    """Weights under test by their stenosis weight."""
-    found = {config.stenosis_weight: config.weights}
+    """Weights under test by their stenosis weight; `weights` comes first."""
+    found = {_stenosis_weight(config): config.weights}
     if config.unsupervised_weights:
-        if config.stenosis_weight == 0:
-            raise ConfigError("stenosis_weight=0 and unsupervised_weights= are two runs at weight 0. Give one of them.")
+        if 0.0 in found:
+            raise ConfigError("weights= and unsupervised_weights= are two runs at stenosis weight 0. Give one of them.")
         found[0.0] = config.unsupervised_weights
     return found
 
@@ -120,7 +132,7 @@ def _towers(config: CompareConfig) -> dict[tuple[str, float], EcgTower]:
     """The frozen towers whose features are probed, by arm and stenosis weight."""
     arms = _arms(config)
     towers = {("probe", weight): load_ecg_tower(path) for weight, path in _pretrained(config).items()}
-    reference = towers["probe", config.stenosis_weight]
+    reference = next(iter(towers.values()))
     if "random" in arms:
         towers["random", REFERENCE_WEIGHT] = build_ecg_tower(reference.config, None, config.seed)
     if "shuffled" in arms:
@@ -246,7 +258,7 @@ def _network_scores(
     return {cell: np.stack(values) for cell, values in found.items()}
 
 
-def _provenance(config: CompareConfig, pool: LabelledRows, test: LabelledRows) -> dict[str, Any]:
+def _provenance(config: CompareConfig, shards: ShardSet, pool: LabelledRows, test: LabelledRows) -> dict[str, Any]:
     """What the figures of a summary were measured on and how."""
     return {
         "cohort": "null" if config.null else "main",
@@ -256,7 +268,12 @@ def _provenance(config: CompareConfig, pool: LabelledRows, test: LabelledRows) -
         "test": test.counts(),
         "draws": config.draws,
         "repeats": config.repeats,
-        "interval": {"level": config.level, "draws": config.bootstrap, "over": "label draws x test patients"},
+        "pretrained_on": pretrained_on(load_ecg_tower(config.weights), shards),
+        "interval": {
+            "level": config.level,
+            "draws": config.bootstrap,
+            "over": "label draws x test patients (all labels: training seeds x test patients)",
+        },
         "note": (
             "Research use only. labels counts ECG-side labels: pretraining with stenosis_weight > 0 has also seen the "
             "angiographic labels of all its pairs."

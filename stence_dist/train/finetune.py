@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from stence_dist import files
 from stence_dist.config.finetune import FinetuneConfig
 from stence_dist.data.shards import ShardSet
+from stence_dist.device import compute_device
 from stence_dist.evaluate.probe import fit_probe
 from stence_dist.evaluate.statistics import choose_threshold, measure, measure_difference, patient_counts
 from stence_dist.models.ecg_tower import EcgTower, build_ecg_tower, load_ecg_tower
-from stence_dist.train.labelled import LabelledRows, age_sex_probabilities, labelled_rows
-from stence_dist.train.result_folder import conclude, describe, result_folder, result_identity
+from stence_dist.train.labelled import LabelledRows, age_sex_probabilities, labelled_rows, rows_to_learn_from
+from stence_dist.train.result_folder import conclude, describe, pretrained_on, result_folder, result_identity
 from stence_dist.train.supervised import (
     EcgClassifier,
     Scorer,
@@ -49,9 +49,10 @@ def finetune(config: FinetuneConfig) -> None:
         if not wanted:
             return
         # Everything that can be refused is refused before any work.
-        pool = labelled_rows(shards, "train", config, config.rows)
+        kind = rows_to_learn_from(shards, config)
+        pool = labelled_rows(shards, "train", config, kind)
         fit = pool.draw(config.labels, config.label_seed).require_both_classes()
-        val = labelled_rows(shards, "val", config, config.rows).require_both_classes()
+        val = labelled_rows(shards, "val", config, kind).require_both_classes()
         test = labelled_rows(shards, "test", config, "all")
         tower = starting_tower(config)
         describe(folder, config, identity, shards)
@@ -65,6 +66,7 @@ def finetune(config: FinetuneConfig) -> None:
             "labels": config.labels,
             "label_seed": config.label_seed,
             "rows": pool.kind,
+            "pretrained_on": None if config.mode == "scratch" else pretrained_on(tower, shards),
             "interval": {"level": config.level, "draws": config.bootstrap, "unit": "patient"},
             "counts": {"train": fit.counts(), "val": val.counts(), "test": test.counts(), "pool": pool.counts()},
             **measure_on_test(config, fit, val, test, probabilities),
@@ -185,11 +187,6 @@ def predictions_csv(parts: Iterable[tuple[LabelledRows, Floats]]) -> str:
         for key, sample, truth, probability in zip(keys, part.sample, part.labels, probabilities, strict=True):
             writer.writerow([key, int(sample), part.split, part.target, int(truth), repr(float(probability))])
     return text.getvalue()
-
-
-def compute_device() -> torch.device:
-    """The first GPU where there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def sigmoid(logits: NDArray[np.float32]) -> Floats:

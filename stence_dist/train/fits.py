@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from stence_dist.config.compare import CompareConfig
 from stence_dist.data.shards import ShardSet
+from stence_dist.device import compute_device
 from stence_dist.models.ecg_tower import EcgTower, build_ecg_tower, load_ecg_tower
-from stence_dist.train.finetune import compute_device
 from stence_dist.train.labelled import LabelledRows
 from stence_dist.train.supervised import (
     EcgClassifier,

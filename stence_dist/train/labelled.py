@@ -1,6 +1,7 @@
 """Which rows of a shard set carry a label, and the baseline that needs nothing but age and sex."""
 
 import dataclasses
+import logging
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,10 @@ from stence_dist.errors import DataError
 from stence_dist.evaluate.label_efficiency import draw_labels, patients_for
 from stence_dist.evaluate.probe import demographics, fit_probe
 from stence_dist.targets import label
+
+logger = logging.getLogger("stence_dist")
+
+_FEW_OF_ALL = 0.1
 
 
 @dataclass(frozen=True)
@@ -69,32 +74,62 @@ class LabelledRows:
         )
 
 
-def labelled_rows(shards: ShardSet, split: str, config: FinetuneConfig | CompareConfig, rows: str) -> LabelledRows:
-    """The labelled rows of a split that take part, of one kind.
+def rows_to_learn_from(shards: ShardSet, config: FinetuneConfig | CompareConfig) -> str:
+    """`rows=` with auto resolved: ecg_only where training and validation both have such labelled rows, else paired."""
+    if config.rows != "auto":
+        return config.rows
+    counts = {}
+    for split in ("train", "val"):
+        known, kinds = _known(shards, split, config), _kinds(shards.table(split))
+        counts[split] = [int((known & kinds[kind]).sum()) for kind in ("ecg_only", "all")]
+    kind = "ecg_only" if all(ecg_only for ecg_only, _ in counts.values()) else "paired"
+    ecg_only, labelled = counts["train"]
+    logger.info("rows=auto is %s: %d of %d labelled training rows are ECG-only", kind, ecg_only, labelled)
+    if kind == "ecg_only" and ecg_only < _FEW_OF_ALL * labelled:
+        logger.warning("%d of %d labelled training rows are used; rows=all takes all", ecg_only, labelled)
+    return kind
 
-    rows = auto (ecg_only where there are any) | ecg_only | paired | all; the config says which target and which rows
-    are excluded. Raises DataError where none is left.
+
+def _kinds(table: SampleTable) -> dict[str, NDArray[np.bool_]]:
+    """What `rows=` means in a split: masks (n,) by kind.
+
+    A patient who has a pair is known to pretraining, so none of their rows is ECG-only in this sense.
     """
+    paired = np.isin(table.patient, table.patient[table.has_study])
+    return {"ecg_only": ~paired, "paired": table.has_study, "all": np.ones(len(table), dtype=bool)}
+
+
+def _known(shards: ShardSet, split: str, config: FinetuneConfig | CompareConfig) -> NDArray[np.bool_]:
+    """(n,) rows of a split whose label is known and that take part."""
+    return ~np.isnan(_labels(shards, split, config)) & kept_rows(shards, split, config.cohort.exclude)
+
+
+def _labels(shards: ShardSet, split: str, config: FinetuneConfig | CompareConfig) -> NDArray[np.float32]:
+    """(n,) 0, 1 or NaN. Raises DataError for a label column that the set does not hold."""
     table, target = shards.table(split), config.task.target
     if LABEL_COLUMN.fullmatch(target) and target not in shards.columns:
         held = ", ".join(name for name in shards.columns if LABEL_COLUMN.fullmatch(name)) or "none"
         raise DataError(f"{shards.folder} holds no {target} (label columns there: {held}). Choose another task.target.")
     if target in shards.columns:
-        labels = table.column(target)
-    else:
-        labels = label(table.segments, target, config.targets, table.has_study)
-    known = ~np.isnan(labels) & kept_rows(shards, split, config.cohort.exclude)
-    if rows == "auto":
-        rows = "ecg_only" if (known & ~table.has_study).any() else "paired"
-    of_kind = {"ecg_only": ~table.has_study, "paired": table.has_study, "all": np.ones(len(known), dtype=bool)}[rows]
-    chosen = np.flatnonzero(known & of_kind)
+        return table.column(target)
+    return label(table.segments, target, config.targets, table.has_study)
+
+
+def labelled_rows(shards: ShardSet, split: str, config: FinetuneConfig | CompareConfig, kind: str) -> LabelledRows:
+    """The labelled rows of a split that take part, of one kind: ecg_only | paired | all.
+
+    The config says which target and which rows are excluded. Raises DataError where none is left.
+    """
+    table = shards.table(split)
+    of_kind = _kinds(table)[kind]
+    chosen = np.flatnonzero(_known(shards, split, config) & of_kind)
     if len(chosen) == 0:
         raise DataError(
-            f"{shards.folder}: none of the {int(of_kind.sum())} {split} rows (rows={rows}) has a known label for "
-            f"task.target={target} and takes part. Check the cohort's columns, rows=, cohort.exclude=, or "
+            f"{shards.folder}: none of the {int(of_kind.sum())} {split} rows (rows={kind}) has a known label for "
+            f"task.target={config.task.target} and takes part. Check the cohort's columns, rows=, cohort.exclude=, or "
             "targets.unreported=normal."
         )
-    return LabelledRows(split, target, rows, table, chosen, labels[chosen])
+    return LabelledRows(split, config.task.target, kind, table, chosen, _labels(shards, split, config)[chosen])
 
 
 def age_sex_probabilities(fit: LabelledRows, asked: LabelledRows, *, seed: int) -> NDArray[np.float64]:

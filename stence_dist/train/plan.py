@@ -180,9 +180,14 @@ def _partners(patient: NDArray[np.int64], rows: NDArray[np.int64], seed: int) ->
     """(N,) for each of `rows` the row whose study it gets instead: a cyclic shift in a seeded patient order.
 
     patient (N,) of each row. Rows are ordered by shuffled patient, so a shift by the largest number of rows of one
-    patient never stays inside a patient.
+    patient never stays inside a patient. Raises DataError where one patient has more than half of all rows.
     """
     unique, inverse, counts = np.unique(patient, return_inverse=True, return_counts=True)
+    if 2 * counts.max() > len(rows):
+        raise DataError(
+            f"shuffle_pairs=true: one patient has {counts.max()} of the {len(rows)} pairs, so that some would keep a "
+            "study of their own. Use a cohort of more patients."
+        )
     order = np.argsort(seeds.generator(seed, "shuffle_pairs").permutation(len(unique))[inverse], kind="stable")
     partners = np.empty_like(rows)
     partners[order] = rows[np.roll(order, int(counts.max()))]

@@ -12,6 +12,7 @@ from stence_dist.config.finetune import FinetuneConfig
 from stence_dist.config.load import to_dict, to_yaml
 from stence_dist.data.exclusion import exclusion_counts
 from stence_dist.data.shards import ShardSet
+from stence_dist.models.ecg_tower import EcgTower
 from stence_dist.train.run_folder import check_same_run, environment, write_status
 
 logger = logging.getLogger("stence_dist")
@@ -48,6 +49,22 @@ def result_folder(folder: Path, purpose: str, identity: dict[str, Any]) -> Itera
         raise
     finally:
         lock.release()
+
+
+def pretrained_on(tower: EcgTower, shards: ShardSet) -> str:
+    """Whether a tower was pretrained on this shard set, as far as its file says; warns where it was another one.
+
+    Every build draws its own splits, where the table has none: one set's training patients may be another's test.
+    """
+    stated = tower.pretraining.get("shards")
+    if stated in (None, shards.fingerprint):
+        return "this shard set" if stated else "not stated"
+    logger.warning(
+        "The weights were pretrained on another shard set than %s: unless both have splits from one table, patients of "
+        "its training split may be among the test patients here.",
+        shards.folder,
+    )
+    return "another shard set"
 
 
 def describe(folder: Path, config: FinetuneConfig | CompareConfig, identity: dict[str, Any], shards: ShardSet) -> None:

@@ -93,6 +93,13 @@ class Run:
         distributed.refuse_together(lambda: self._check_loaded(loaded))
         step = self.done = loaded.state.step if loaded else 0
         self.best = loaded.best if loaded else None
+        if self.best and self.best.metric != config.best_metric:
+            logger.warning(
+                "best_metric was %s and is %s now: the best is chosen anew from here on",
+                self.best.metric,
+                config.best_metric,
+            )
+            self.best = None
         self.files.open(config, self._data(), step=step)
         self.files.status("running", step)
         world, rank = distributed.world_size(), distributed.rank()
@@ -255,7 +262,7 @@ class Run:
             logger.info("step %d %s %.4f", done, self.config.best_metric, value)
         improved = not math.isnan(value) and (self.best is None or value > self.best.value)
         if improved:
-            self.best = checkpoint.Best(step=done, value=value)
+            self.best = checkpoint.Best(step=done, value=value, metric=self.config.best_metric)
             self._write_tower("ecg_tower_best.safetensors", state)
         if distributed.rank() == 0:
             self._show(embedded, done)
@@ -284,13 +291,24 @@ class Run:
         if distributed.rank() == 0:
             prefix = "ecg_tower."
             tower = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-            save_ecg_tower(self.path / name, self.evaluation_model.ecg_tower, state=tower)
+            made_by = {
+                "shards": self.plan.shards.fingerprint,
+                "stenosis_weight": self.config.loss.stenosis_weight,
+                "shuffle_pairs": self.config.shuffle_pairs,
+            }
+            save_ecg_tower(self.path / name, self.evaluation_model.ecg_tower, state=tower, pretraining=made_by)
 
     def finish(self) -> None:
         """Write the last tower and close the run."""
         self._write_tower("ecg_tower.safetensors", full_state(self.engine))
         self.files.status("finished", self.plan.total_steps)
         self._close()
+        if self.best is None:
+            logger.warning(
+                "%s was never defined, so there is no ecg_tower_best.safetensors; one class in validation, perhaps. "
+                "Use ecg_tower.safetensors.",
+                self.config.best_metric,
+            )
         if distributed.rank() == 0:
             logger.info("finished: %s", self.path / "ecg_tower.safetensors")
 

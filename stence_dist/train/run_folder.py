@@ -156,6 +156,7 @@ class RunFolder:
         if not self.writes:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
+        files.sweep(self.folder)
         self._handler = logging.FileHandler(self.folder / "log.txt", encoding="utf-8")
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logger.addHandler(self._handler)

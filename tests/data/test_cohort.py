@@ -4,10 +4,11 @@ import csv
 import hashlib
 import hmac
 import importlib
+import itertools
 import stat
 from collections import Counter
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from stence_dist.config.build import ColumnsConfig
 from stence_dist.data.cohort import (
     Cohort,
     check_splits_filled,
+    drawn_splits,
     limit_rows,
     patient_key,
     read_cohort,
@@ -89,6 +91,35 @@ def test_drawn_splits_depend_on_the_seed_alone(tmp_path: Path) -> None:
     assert by_patient(read(tmp_path, rows, seed=1)) != first
     other = read_cohort(write(tmp_path, rows), ColumnsConfig(), b"another secret key", 0)
     assert [row.split for row in other.rows] == [row.split for row in read(tmp_path, rows).rows]
+
+
+def test_drawn_splits_hardly_move_when_a_cohort_grows(tmp_path: Path) -> None:
+    """Ten more patients and five corrected labels: hardly anyone of 400 changes the split, so test stays untouched."""
+    before = by_patient(read(tmp_path, patients(400)))
+    grown = patients(410)
+    for row in grown[:5]:
+        row["seg_6"] = "90" if row["seg_6"] != "90" else "10"
+    after = by_patient(read(tmp_path, grown))
+    moved = sum(after[key] != split for key, split in before.items())
+    assert moved <= 12
+    assert sum(split == "train" and after[key] == "test" for key, split in before.items()) <= 6
+
+
+def test_drawn_splits_of_any_strata_add_up() -> None:
+    """All cohorts of up to five patients in each of four strata: the shares of the whole, whatever the parts."""
+    kinds = [(study, severe) for study in ("", "study") for severe in (False, True)]
+    for sizes in itertools.product(range(6), repeat=4):
+        count = sum(sizes)
+        if count < 3:
+            continue
+        found = {
+            f"{kind}-{number}": [SimpleNamespace(study_path=study, severe=severe)]
+            for kind, ((study, severe), size) in enumerate(zip(kinds, sizes, strict=True))
+            for number in range(size)
+        }
+        val, test = max(1, round(0.1 * count)), max(1, round(0.2 * count))
+        counts = Counter(drawn_splits(found, 0).values())
+        assert counts == {"train": count - val - test, "val": val, "test": test}, sizes
 
 
 def test_given_splits_are_taken_and_checked(tmp_path: Path) -> None:

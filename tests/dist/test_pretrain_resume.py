@@ -113,18 +113,20 @@ def test_stop_and_move_to_other_ranks(whole: tuple[list[str], Path], tmp_path: P
 
 
 def test_stop_file_and_finished_run(whole: tuple[list[str], Path], tmp_path: Path) -> None:
-    """RUN_DIR/STOP ends plain python with code 75; a finished run says so and exits 0; another config is refused."""
+    """RUN_DIR/STOP ends plain python with code 75; a finished run says so and exits 0; another config is refused, and
+    another best_metric begins anew."""
     arguments, _ = whole
     run = tmp_path / "run"
     process = start(PLAIN, 1, [*arguments, f"run_dir={run}"])
-    wait_for_rows(run, 3, process)
+    wait_for_rows(run, 10, process)
     (run / "STOP").touch()
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 75, output[-2000:]
     assert not (run / "STOP").exists()
     refused = pretrain(PLAIN, 1, [*arguments, f"run_dir={run}", "loss.temperature=0.1"], expected=2)
     assert "loss.temperature (0.2 there, 0.1 now)" in refused
-    pretrain(PLAIN, 1, [*arguments, f"run_dir={run}"])
+    other = pretrain(PLAIN, 1, [*arguments, f"run_dir={run}", "best_metric=val/recall@10"])
+    assert "best_metric was val/recall@5 and is val/recall@10 now" in other
     assert "finished already" in pretrain(PLAIN, 1, [*arguments, f"run_dir={run}"])
 
 

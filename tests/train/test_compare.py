@@ -130,8 +130,12 @@ def test_unlike_towers_are_refused(shards: Path, tmp_path: Path) -> None:
     other = tower(tmp_path / "other.safetensors", 1, seconds=0.5)
     with pytest.raises(SpecMismatchError, match="one recipe"):
         compare(config(shards, tmp_path, shuffled_weights=other))
-    with pytest.raises(ConfigError, match="stenosis_weight=0"):
+    with pytest.raises(ConfigError, match="two runs at stenosis weight 0"):
         compare(config(shards, tmp_path, stenosis_weight=0.0))
+    stated = tmp_path / "stated.safetensors"
+    save_ecg_tower(stated, build_ecg_tower(TINY, 6, 1), pretraining={"stenosis_weight": 1.0})
+    with pytest.raises(ConfigError, match=r"stenosis_weight=0\.3, but .* pretrained with loss\.stenosis_weight=1\."):
+        compare(config(shards, tmp_path, weights=str(stated), stenosis_weight=0.3))
     with pytest.raises(DataError, match="does not exist"):
         compare(config(shards, tmp_path, weights=str(tmp_path / "none")))
     with pytest.raises(ConfigError, match="magic"):

@@ -24,7 +24,7 @@ from stence_dist.errors import ConfigError, DataError
 from stence_dist.evaluate.statistics import auroc
 from stence_dist.models.ecg_tower import build_ecg_tower, save_ecg_tower
 from stence_dist.train.finetune import finetune
-from stence_dist.train.labelled import labelled_rows
+from stence_dist.train.labelled import labelled_rows, rows_to_learn_from
 from stence_dist.train.supervised import EcgClassifier, rate_at, train_classifier, training_reader, updates_for
 
 TINY = ResNetConfig(seconds=1.0, windows=2, widths=[4, 8])
@@ -131,10 +131,50 @@ def test_rows_choose_train_and_validation_only(shards: Path) -> None:
     """paired and all give other rows; unknown labels never count."""
     opened = ShardSet.open(shards)
     whole = config(shards, Path("none"), None, mode="scratch")
-    for rows, count in (("auto", 24), ("ecg_only", 24), ("paired", 10), ("all", 34)):
+    for rows, count in (("ecg_only", 24), ("paired", 10), ("all", 34)):
         assert len(labelled_rows(opened, "train", whole, rows).rows) == count
+    assert rows_to_learn_from(opened, whole) == "ecg_only"
+    assert rows_to_learn_from(opened, dataclasses.replace(whole, rows="all")) == "all"
     unknown = dataclasses.replace(whole, task=TaskConfig(target="rca"), targets=TargetsConfig())
     assert len(labelled_rows(opened, "test", unknown, "all").rows) < 16
+
+
+def test_whom_pretraining_knows_is_not_ecg_only(cohort_writer: Callable[..., Path], tmp_path: Path) -> None:
+    """A further ECG without a study, of a patient who has a pair, is no row for `ecg_only`, nor for `auto`."""
+    table = cohort_writer(tmp_path, pairs=12, ecg_only=6)
+    with open(table, newline="", encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    paired, alone = ([line for line in lines if bool(line["study_path"]) == pair] for pair in (True, False))
+    for number, line in enumerate([*paired, *alone]):
+        line["split"] = ("train", "val", "test")[number % 3]
+    for first, second in zip(paired, alone, strict=False):  # the ECG becomes the paired patient's
+        second |= {"patient_id": first["patient_id"], "split": first["split"]}
+    with open(table, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(lines[0]))
+        writer.writeheader()
+        writer.writerows(lines)
+    build(BuildConfig(cohort=str(table), out=str(tmp_path / "set"), image_size=16, workers=1))
+    opened, whole = ShardSet.open(tmp_path / "set"), config(tmp_path / "set", Path("none"), None, mode="scratch")
+    assert (~opened.table("train").has_study).any()
+    assert rows_to_learn_from(opened, whole) == "paired"
+    with pytest.raises(DataError, match="none of the 0 train rows"):
+        labelled_rows(opened, "train", whole, "ecg_only")
+
+
+@pytest.mark.parametrize(
+    ("stated", "said"), [(None, "not stated"), ("this", "this shard set"), ("f00", "another shard set")]
+)
+def test_weights_of_another_set_are_said_to_be(
+    stated: str | None, said: str, shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """metrics.json says what the tower was pretrained on; of another set, whose patients may be tested, a warning."""
+    path = tmp_path / "tower.safetensors"
+    fingerprint = ShardSet.open(shards).fingerprint if stated == "this" else stated
+    pretraining = {"shards": fingerprint} if fingerprint else None
+    save_ecg_tower(path, build_ecg_tower(TINY, 6, seed=1), pretraining=pretraining)
+    finetune(config(shards, tmp_path / "run", path))
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["pretrained_on"] == said
+    assert ("may be among the test patients" in caplog.text) == (said == "another shard set")
 
 
 def test_labels_of_any_task_and_excluded_rows(cohort_writer: Callable[..., Path], tmp_path: Path) -> None:
@@ -195,7 +235,7 @@ def test_budget_and_rate() -> None:
 def test_training_learns_a_planted_label(shards: Path) -> None:
     """The loss on a handful of recordings falls well below chance, and every tensor of the network moves."""
     opened = ShardSet.open(shards)
-    rows = labelled_rows(opened, "train", config(shards, Path("none"), None, mode="scratch"), "auto").draw("8", 0)
+    rows = labelled_rows(opened, "train", config(shards, Path("none"), None, mode="scratch"), "ecg_only").draw("8", 0)
     tower = build_ecg_tower(TINY, None, seed=0)
     classifier = EcgClassifier(tower.encoder)
     before = {name: value.clone() for name, value in classifier.state_dict().items()}

@@ -81,7 +81,7 @@ def test_metrics_are_cut_to_the_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (["engine.global_batch_size=4096"], "The largest that works is 17"),
+        (["engine.global_batch_size=4096"], "The largest that works is 18"),
         (["targets.unreported=unknown", "targets.threshold=100"], "targets.unreported=normal"),
         (["best_metric=val/recall@7"], "Use one of: val/recall@1"),
         (["best_metric=val/ecg_to_image/median_rank"], "not better when larger"),
