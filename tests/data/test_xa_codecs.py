@@ -561,6 +561,19 @@ def test_voi_tables(tmp_path: Path, make_run: Write, syntax: str) -> None:
         assert level(tmp_path) == pytest.approx(int(data[500]) / (2**bits - 1) * 255, abs=0.51)
 
 
+@pytest.mark.parametrize(
+    ("bits", "top", "white"),
+    [(16, 65535, 65535), (16, 4095, 4095), (16, 255, 255), (8, 4095, 4095), (12, 4095, 4095), (16, 100, 255)],
+)
+def test_the_largest_entry_of_a_table_counts(tmp_path: Path, make_run: Write, bits: int, top: int, white: int) -> None:
+    """A ramp up to `top`, against its own arithmetic, whatever bits per entry the table states."""
+    table = item(LUTDescriptor=[4096, 0, bits])
+    table.add_new("LUTData", "OW", np.rint(np.linspace(0, top, 4096)).astype("<u2").tobytes())
+    frames = np.full((2, SIDE, SIDE), 1000, dtype=np.uint16)
+    make_run(tmp_path / "a.dcm", frames, BitsStored=12, HighBit=11, VOILUTSequence=Sequence([table]))
+    assert level(tmp_path) == pytest.approx(1000 / 4095 * top / white * 255, abs=1)
+
+
 def test_malformed_tables_and_functions_are_refused(tmp_path: Path, make_run: Write) -> None:
     """Too few entries, an unusual depth, a function that the standard does not know."""
     short, deep = item(LUTDescriptor=[600, 0, 12]), item(LUTDescriptor=[2, 0, 64])
