@@ -17,6 +17,7 @@ from stence_dist import files
 from stence_dist.config.embed import EmbedConfig
 from stence_dist.data.readers import read_ecg
 from stence_dist.data.readers.ecg import RECORDINGS, format_of
+from stence_dist.data.readers.lookalike import is_mac_companion
 from stence_dist.ecg import EcgSpec, prepare_windows
 from stence_dist.errors import DataError, RefusedError
 from stence_dist.models.ecg_tower import EcgTower, embed_windows, load_ecg_tower
@@ -103,6 +104,8 @@ def read_windows(path: Path, spec: EcgSpec, wfdb_scale: str) -> Windows:
 
 def _is_ecg(path: Path) -> bool:
     """Whether a file of a folder is a recording, or cannot be opened to see."""
+    if is_mac_companion(path):
+        return False
     try:
         return path.suffix in SUFFIXES or format_of(path) in _BY_CONTENT
     except OSError:

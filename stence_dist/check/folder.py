@@ -22,6 +22,7 @@ from stence_dist.data.readers.ecg.wfdb_record import header_of
 from stence_dist.data.readers.images import kind_of
 from stence_dist.data.readers.images.memmap import is_declaration
 from stence_dist.data.readers.images.views_table import VIEWS_TABLE, ViewNote, read_views_table
+from stence_dist.data.readers.lookalike import is_mac_companion
 from stence_dist.data.readers.record import ReaderError
 from stence_dist.errors import DataError
 
@@ -135,11 +136,13 @@ def _recordings_of(label: str, path: Path) -> list[tuple[str, Path]]:
 
 def _sort_out(files: list[Path]) -> _Contents:
     contents = _Contents()
-    parts = _parts(files)
+    parts = _parts([file for file in files if not is_mac_companion(file)])
     for number, file in enumerate(tqdm(files, unit="file", disable=None), start=1):
         label = f"file {number}"
         try:
-            if file in parts:
+            if is_mac_companion(file):
+                contents.others.add("companions of macOS (._NAME, __MACOSX)")
+            elif file in parts:
                 contents.others.add("parts of recordings (signals, annotations, sidecars)")
             elif format_of(file) is not None and not _is_bare_array(file):
                 contents.ecgs += _recordings_of(label, file)

@@ -414,6 +414,17 @@ def test_a_folder_of_many_formats(mixed: Path) -> None:
     assert rows_of(result, "Frame rates") == {"25 per second": [1]}
 
 
+def test_companions_of_macos_are_counted(tmp_path: Path) -> None:
+    """They are neither recordings nor damaged views."""
+    write_wfdb(tmp_path, "a", sine_ecg(1))
+    for name in ("._a.hea", "._b.dcm"):
+        (tmp_path / name).write_bytes(b"\0\5\x16\7" + bytes(400))
+    result = looked_at(tmp_path)
+    assert result.totals == {"files": 4, "ECGs": 1, "views and other DICOM files": 0}
+    assert rows_of(result, "By content")["companions of macOS (._NAME, __MACOSX)"] == [2]
+    assert not result.of_level(WARNING)
+
+
 def test_single_files(mixed: Path, tmp_path: Path) -> None:
     """A record by its name, one recording of many, a run; a broken one is a problem, an unknown one is refused."""
     assert looked_at(mixed / "a").totals["ECGs"] == 1

@@ -379,6 +379,16 @@ def test_runs_are_found_ordered_and_described(tmp_path: Path, make_run: Callable
     assert "Doe" not in json.dumps(meta)
 
 
+def test_companions_of_macos_are_no_files_of_a_study(tmp_path: Path, make_run: Callable[..., None]) -> None:
+    """`._NAME.dcm` and all below `__MACOSX` neither refuse the study nor count."""
+    make_run(tmp_path / "a.dcm", np.full((4, 32, 32), 20, dtype=np.uint8))
+    (tmp_path / "__MACOSX").mkdir()
+    for name in ("._a.dcm", "__MACOSX/a.dcm"):
+        (tmp_path / name).write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X        " + bytes(4000))
+    study = read_study(tmp_path, SETTINGS)
+    assert (frames_of(study), study.others) == ([20], 0)
+
+
 def test_where_the_key_frame_comes_from(tmp_path: Path, make_run: Callable[..., None]) -> None:
     """views.csv before RepresentativeFrameNumber (from 1) before contrast; three frames around it with spacing 2."""
     frames = np.repeat(np.full(9, 200, dtype=np.uint8) - np.arange(9, dtype=np.uint8), 32 * 32).reshape(9, 32, 32)

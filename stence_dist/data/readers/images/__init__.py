@@ -6,6 +6,7 @@ from pathlib import Path
 from stence_dist.data.frames import FrameSettings
 from stence_dist.data.readers.images.memmap import is_declaration
 from stence_dist.data.readers.images.views_table import VIEWS_TABLE
+from stence_dist.data.readers.lookalike import is_mac_companion
 from stence_dist.data.readers.record import ImageStudy, ReaderError
 
 _START = 65536  # bytes that a format is known by
@@ -45,7 +46,8 @@ def kind_of(path: Path) -> str | None:
 def study_files(path: Path) -> list[Path]:
     """The files of a study that may be views: all of a folder, searched recursively, or the one file."""
     found = sorted(path.rglob("*")) if path.is_dir() else [path]
-    return [file for file in found if file.is_file() and file.name != VIEWS_TABLE and not is_declaration(file)]
+    own = [file for file in found if file.is_file() and not is_mac_companion(file)]
+    return [file for file in own if file.name != VIEWS_TABLE and not is_declaration(file)]
 
 
 def _members(files: list[Path]) -> dict[str, list[Path]]:
