@@ -82,7 +82,7 @@ def _look_at_picture(path: Path, note: ViewNote | None) -> ViewSeen:
 
 def _look_at_dicom(path: Path, note: ViewNote | None) -> ViewSeen:
     from stence_dist.data.readers.images.codecs import codec_of
-    from stence_dist.data.readers.images.dicom_header import number, stated
+    from stence_dist.data.readers.images.dicom_header import frame_angles, number, stated
     from stence_dist.data.readers.images.dicom_xa import RUN_CLASSES
 
     header = headers.read_header(path)
@@ -101,11 +101,8 @@ def _look_at_dicom(path: Path, note: ViewNote | None) -> ViewSeen:
     if burned_in != "NO":
         fields.add(identifiers.BURNED_IN)
     key = number(header, "RepresentativeFrameNumber")
-    frame = min(max(int(key or 1) - 1, 0), max(frames - 1, 0))
-    angles = _noted(note) or (
-        number(header, "PositionerPrimaryAngle", frame),
-        number(header, "PositionerSecondaryAngle", frame),
-    )
+    frame = note.key_frame if note is not None and note.key_frame is not None else int(key or 1) - 1
+    angles = _noted(note) or frame_angles(header, min(max(frame, 0), max(frames - 1, 0)), frames)
     time = number(header, "FrameTime")
     rate = 1000 / time if time else number(header, "CineRate")
     known = ViewSeen(
@@ -117,7 +114,7 @@ def _look_at_dicom(path: Path, note: ViewNote | None) -> ViewSeen:
         size=f"{rows} x {columns}",
         bits=bits,
         rate=rate if rate and rate > 0 else None,
-        angles=None if angles[0] is None or angles[1] is None else (angles[0], angles[1]),
+        angles=None if any(np.isnan(angles)) else angles,
         key_frame=_key_frame(note, key is not None),
         burned_in=burned_in,
         fields=frozenset(fields),

@@ -29,6 +29,7 @@ from stence_dist.check.studies import look_at_view
 from stence_dist.data.frames import FrameSettings
 from stence_dist.data.readers import ReaderError, read_study
 from stence_dist.data.readers.images.codecs import advice, codec_of
+from stence_dist.data.readers.images.views_table import read_views_table
 
 SIDE = 32
 THREE = FrameSettings(image_size=SIDE, frames_per_view=3, frame_spacing=1)
@@ -466,6 +467,50 @@ def test_enhanced_runs(tmp_path: Path, make_run: Write) -> None:
             "pixel_spacing": [0.2, 0.3],
         }
         assert "2020" not in json.dumps(view.meta)
+
+
+@pytest.mark.parametrize(
+    ("primary", "secondary", "expected"),
+    [
+        ([0, 6, 12], [0, 0, 0], (-48, 5)),
+        (6, 0.5, (-48, 6)),
+        ([0, 6, 12], None, (-48, 5)),
+        ("", [0, -1, -2], (-60, 3)),
+        ([0, 6], [0, -1, -2], (np.nan, 3)),
+        ([0, 6, 12, 18], b"0\\\\1", (np.nan, np.nan)),
+        (b"0\\inf\\12", b"nan ", (np.nan, np.nan)),
+    ],
+)
+def test_a_rotating_positioner(
+    tmp_path: Path, make_run: Write, primary: object, secondary: object, expected: tuple[float, float]
+) -> None:
+    """PS3.3 C.8.7.5.1.3 by hand at the last of three frames from -60 and 5 degrees; NaN for what is unclear."""
+    write_band(make_run, tmp_path / "a.dcm", 8, PositionerPrimaryAngle=-60, PositionerSecondaryAngle=5)
+    dataset = pydicom.dcmread(tmp_path / "a.dcm")
+    dataset.RepresentativeFrameNumber = 3
+    for name, value in (("Primary", primary), ("Secondary", secondary)):
+        if isinstance(value, bytes):  # what pydicom would not write
+            tag = pydicom.tag.Tag(f"Positioner{name}AngleIncrement")
+            dataset[tag] = pydicom.dataelem.RawDataElement(tag, "DS", len(value), value, 0, False, True)
+        elif value is not None:
+            setattr(dataset, f"Positioner{name}AngleIncrement", value)
+    dataset.save_as(tmp_path / "a.dcm", enforce_file_format=False)
+    np.testing.assert_array_equal(read_study(tmp_path, ONE).views[0].angulation, np.float32(expected))
+    seen = look_at_view(tmp_path / "a.dcm")
+    assert seen is not None
+    assert seen.angles == (None if np.isnan(expected).any() else expected)
+
+
+def test_the_table_of_views_goes_before_a_rotating_positioner(tmp_path: Path, make_run: Write) -> None:
+    """Its angles as they are; its key frame where it states no angles."""
+    turning = {"PositionerPrimaryAngle": -60, "PositionerSecondaryAngle": 5, "PositionerPrimaryAngleIncrement": 6}
+    write_band(make_run, tmp_path / "a.dcm", 8, **turning)
+    for angles, expected in ((",", (-48, 5)), ("-30,20", (-30, 20))):
+        (tmp_path / "views.csv").write_text(f"file,key_frame,primary,secondary\na.dcm,2,{angles}\n")
+        np.testing.assert_array_equal(read_study(tmp_path, ONE).views[0].angulation, np.float32(expected))
+        seen = look_at_view(tmp_path / "a.dcm", read_views_table(tmp_path)["a.dcm"])
+        assert seen is not None
+        assert seen.angles == expected
 
 
 @pytest.mark.parametrize(

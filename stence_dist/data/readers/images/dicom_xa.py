@@ -38,7 +38,7 @@ from stence_dist.data.frames import FrameSettings
 from stence_dist.data.readers.images.codecs import advice, codec_of, gdcm_module
 from stence_dist.data.readers.images.codestream import check_runs, jpeg2000_size, jpeg2000_stream, jpeg_size
 from stence_dist.data.readers.images.dicom_gray import to_gray
-from stence_dist.data.readers.images.dicom_header import number, stated
+from stence_dist.data.readers.images.dicom_header import frame_angles, number, stated
 from stence_dist.data.readers.images.run import Run, check_size, to_view
 from stence_dist.data.readers.images.views_table import read_views_table
 from stence_dist.data.readers.record import ImageStudy, ReaderError
@@ -64,6 +64,8 @@ _TAGS = [
     "CineRate",
     "PositionerPrimaryAngle",
     "PositionerSecondaryAngle",
+    "PositionerPrimaryAngleIncrement",
+    "PositionerSecondaryAngleIncrement",
     "ImagerPixelSpacing",
     "RescaleSlope",
     "RescaleIntercept",
@@ -297,13 +299,6 @@ def _gray_frames(run: _File, indices: list[int] | None) -> Iterator[NDArray[np.f
             raise _fail(f"the gray scale of a run cannot be computed ({type(error).__name__}).") from None
 
 
-def _angles(header: Dataset, frame: int) -> tuple[float, float]:
-    """Primary and secondary angle of a frame in degrees; NaN = unknown."""
-    names = ("PositionerPrimaryAngle", "PositionerSecondaryAngle")
-    primary, secondary = (number(header, name, frame) for name in names)
-    return math.nan if primary is None else primary, math.nan if secondary is None else secondary
-
-
 def _frame_time(header: Dataset, frames: int) -> float | None:
     """Milliseconds from frame to frame: as stated, by steps, by rate, or by the points in time of enhanced objects."""
     time, rate = number(header, "FrameTime"), number(header, "CineRate")
@@ -339,7 +334,7 @@ def _run(file: _File) -> Run:
         rows=int(header.Rows),
         columns=int(header.Columns),
         key_frame=None if representative is None else int(representative) - 1,
-        angles=partial(_angles, header),
+        angles=partial(frame_angles, header, frames=file.frames),
         frame_time=_frame_time(header, file.frames),
         pixel_spacing=_spacing(header),
     )
