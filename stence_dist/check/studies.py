@@ -83,7 +83,7 @@ def _look_at_picture(path: Path, note: ViewNote | None) -> ViewSeen:
 def _look_at_dicom(path: Path, note: ViewNote | None) -> ViewSeen:
     from stence_dist.data.readers.images.codecs import codec_of
     from stence_dist.data.readers.images.dicom_header import frame_angles, number, stated
-    from stence_dist.data.readers.images.dicom_xa import RUN_CLASSES
+    from stence_dist.data.readers.images.dicom_xa import RUN_CLASSES, is_icon_only
 
     header = headers.read_header(path)
     if header is None:
@@ -94,7 +94,7 @@ def _look_at_dicom(path: Path, note: ViewNote | None) -> ViewSeen:
     rows, columns, frames, bits, allocated = (
         int(number(header, name) or 0) for name in ("Rows", "Columns", "NumberOfFrames", "BitsStored", "BitsAllocated")
     )
-    if not rows:
+    if not rows or ("IconImageSequence" in header and is_icon_only(path)):
         return ViewSeen(DICOM, NO_RUN, fields=frozenset(fields), syntax=syntax)
     burned_in = str(stated(header, "BurnedInAnnotation") or "").strip().upper()
     burned_in = burned_in if burned_in in ("NO", "YES") else "not stated"

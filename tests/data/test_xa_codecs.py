@@ -634,6 +634,36 @@ def test_malformed_tables_and_functions_are_refused(tmp_path: Path, make_run: Wr
             read_study(tmp_path, ONE)
 
 
+@pytest.mark.parametrize("undefined", [False, True])
+def test_pixels_of_an_icon_alone_are_no_run(tmp_path: Path, make_run: Write, undefined: bool) -> None:
+    """Such an object is counted; a run with an icon is read, and refused wherever it is cut short."""
+    icon = item(Rows=4, Columns=4, BitsAllocated=8)
+    icon.add_new("PixelData", "OB", bytes(16))
+    write_band(make_run, tmp_path / "a.dcm", 8)
+    write_band(make_run, tmp_path / "b.dcm", 8, IconImageSequence=Sequence([icon]), PresentationLUTShape="IDENTITY")
+    run = pydicom.dcmread(tmp_path / "b.dcm")
+    run["IconImageSequence"].is_undefined_length = undefined
+    run.save_as(tmp_path / "b.dcm", enforce_file_format=False)
+    seen = look_at_view(tmp_path / "b.dcm")
+    assert seen is not None
+    assert (len(read_study(tmp_path, ONE).views), seen.what) == (2, "run")
+    whole = (tmp_path / "b.dcm").read_bytes()
+    del run.PixelData
+    for last in ("PresentationLUTShape", "IconImageSequence"):
+        run.save_as(tmp_path / "b.dcm", enforce_file_format=False)
+        study = read_study(tmp_path, ONE)
+        assert (len(study.views), study.others) == (1, 1)
+        seen = look_at_view(tmp_path / "b.dcm")
+        assert seen is not None
+        assert (seen.what, seen.reason) == ("other object", None)
+        if last in run:
+            del run[last]
+    icon_place, shape, pixels = whole.index(b"\x88\0\0\2SQ"), whole.index(b"P  \0CS"), whole.rindex(b"\xe0\x7f\x10\0OB")
+    for cut in (*range(icon_place, shape), *range(shape + 1, pixels), *range(pixels + 1, pixels + 12)):
+        (tmp_path / "b.dcm").write_bytes(whole[:cut])
+        assert "truncated" in refused(tmp_path)
+
+
 def test_a_directory_of_a_disc_is_no_view(tmp_path: Path, make_run: Write) -> None:
     """DICOMDIR has a preamble, but its class stands in the meta header only."""
     make_run(tmp_path / "a.dcm", band(8))

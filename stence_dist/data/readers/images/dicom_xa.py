@@ -22,7 +22,7 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, generate_frames, get_frame, parse_basic_offsets, parse_fragments
-from pydicom.filereader import read_file_meta_info
+from pydicom.filereader import read_file_meta_info, read_partial
 from pydicom.pixels.decoders.base import Decoder, get_decoder
 from pydicom.pixels.utils import as_pixel_options
 from pydicom.uid import (
@@ -79,6 +79,9 @@ _TAGS = [
     "ExtendedOffsetTableLengths",
 ]
 _PIXEL_DATA = (0x7FE0, 0x0010)
+_ICON = 0x0088_0200
+_UNDEFINED = 0xFFFF_FFFF  # length of a sequence that ends with the element below
+_SEQUENCE_END = b"\xfe\xff\xdd\xe0\0\0\0\0"
 _LARGEST_INFLATED = 128 * 1024**2  # bytes, all of them in memory: deflated runs are rare, and small
 _CHUNK = 1024**2
 
@@ -130,13 +133,37 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
             yield file
 
 
-def _pixel_element(file: BinaryIO, header: Dataset) -> tuple[str, int]:
-    """Value representation and stated length of the pixel data, before whose element the file stands, then value."""
+def is_icon_only(path: Path) -> bool:
+    """Whether an object ends, whole, without pixels but those of its icon: no run, whatever number of frames it states.
+
+    Raises whatever pydicom raises for a damaged file.
+    """
+    ends = [0]  # of each element, by its stated length; the pixel data, where the search stops, have none
+
+    with _opened(path) as file:
+
+        def stops(tag: Any, _vr: str | None, length: int) -> bool:
+            found = bool(tag == _PIXEL_DATA)
+            ends.append(0 if found else length if length == _UNDEFINED else file.tell() + length)
+            return found
+
+        header = read_partial(file, stops, specific_tags=[_ICON])
+        size = file.seek(0, io.SEEK_END)
+        file.seek(-len(_SEQUENCE_END), io.SEEK_END)
+        whole = ends[-1] == size or (ends[-1] == _UNDEFINED and file.read() == _SEQUENCE_END)
+    return whole and any("PixelData" in icon for icon in header.get("IconImageSequence") or ())
+
+
+def _pixel_element(file: BinaryIO, header: Dataset) -> tuple[str, int] | None:
+    """Value representation and stated length of the pixel data, before whose element the file stands, then value.
+
+    None where the file ends.
+    """
     implicit, little_endian = header.original_encoding
     order, size = "<" if little_endian else ">", 8 if implicit else 12
     start = file.read(size)
     if len(start) < size:
-        raise _fail("a DICOM run ends before its pixel data; is it truncated?")
+        return None
     if struct.unpack_from(f"{order}HH", start) != _PIXEL_DATA:
         raise _fail("the pixel data of a run are no integers, or stand elsewhere; convert the file.")
     return "" if implicit else start[4:6].decode("latin-1"), struct.unpack_from(f"{order}L", start, size - 4)[0]
@@ -168,7 +195,12 @@ def _open_run(path: Path) -> _File | None:
             frames = int(number(header, "NumberOfFrames") or 0)
             if sop_class not in RUN_CLASSES or frames == 1:
                 return None
-            vr, length = _pixel_element(file, header)
+            element = _pixel_element(file, header)
+            if element is None:
+                if is_icon_only(path):
+                    return None
+                raise _fail("a DICOM run ends before its pixel data; is it truncated?")
+            vr, length = element
             place = file.tell()
             frames = frames or _count_frames(file, header, length)
     except ReaderError:
