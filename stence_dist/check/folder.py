@@ -19,7 +19,7 @@ from stence_dist.check.studies import Views, look_at_view
 from stence_dist.config.check import CheckConfig
 from stence_dist.data.readers.ecg import COLLECTIONS, format_of, read_waveform, split_entry
 from stence_dist.data.readers.ecg.wfdb_record import header_of
-from stence_dist.data.readers.images import kind_of
+from stence_dist.data.readers.images import fault_of, kind_of
 from stence_dist.data.readers.images.memmap import is_declaration
 from stence_dist.data.readers.images.views_table import VIEWS_TABLE, ViewNote, read_views_table
 from stence_dist.data.readers.lookalike import is_mac_companion
@@ -146,7 +146,7 @@ def _sort_out(files: list[Path]) -> _Contents:
                 contents.others.add("parts of recordings (signals, annotations, sidecars)")
             elif format_of(file) is not None and not _is_bare_array(file):
                 contents.ecgs += _recordings_of(label, file)
-            elif kind_of(file) is not None or file.suffix.lower() in (".dcm", ".dicom"):
+            elif kind_of(file) is not None or fault_of(file) is not None:
                 contents.views.append((label, file))
             elif format_of(file) is not None:
                 contents.others.add(_BARE)

@@ -12,7 +12,7 @@ import numpy as np
 from stence_dist.check import headers, identifiers
 from stence_dist.check.findings import NOTE, PROBLEM, WARNING, Picture, Section, Table, Tally
 from stence_dist.check.recordings import Place, plain_reason
-from stence_dist.data.readers.images import DICOM, FEATURES, PICTURES, TOKEN_MAPS, kind_of, study_files
+from stence_dist.data.readers.images import DICOM, FEATURES, PICTURES, TOKEN_MAPS, fault_of, kind_of, study_files
 from stence_dist.data.readers.images.views_table import VIEWS_TABLE, ViewNote, read_views_table
 from stence_dist.data.readers.record import ReaderError
 
@@ -52,11 +52,11 @@ def look_at_view(path: Path, note: ViewNote | None = None) -> ViewSeen | None:
                 return _look_at_dicom(path, note)
             if kind == PICTURES:
                 return _look_at_picture(path, note)
+            if kind is None:
+                fault = fault_of(path)
+                return ViewSeen(DICOM, reason=fault) if fault else None
     except Exception as error:  # headers are damaged in many ways
         return ViewSeen(kind or "unknown", reason=plain_reason(error))
-    if kind is None:
-        damaged = path.suffix.lower() in (".dcm", ".dicom")
-        return ViewSeen(DICOM, reason="the file ends in .dcm and holds no DICOM header.") if damaged else None
     return ViewSeen(kind, angles=_noted(note), key_frame="" if kind in TOKENS else _key_frame(note, False))
 
 

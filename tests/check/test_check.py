@@ -16,6 +16,7 @@ import numpy as np
 import pydicom
 import pytest
 from forks import Forks
+from hospital import Person, write_dicom_ecg
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 from recordings import LEADS, sine_ecg, write_cohort, write_run, write_wfdb
 
@@ -412,6 +413,18 @@ def test_a_folder_of_many_formats(mixed: Path) -> None:
     assert rows_of(result, "DICOM objects") == {"run": [1], "other object": [1]}
     assert rows_of(result, "Angles") == {"RAO cranial": [1], "not known": [2]}
     assert rows_of(result, "Frame rates") == {"25 per second": [1]}
+
+
+def test_dicom_without_preamble_is_found(tmp_path: Path) -> None:
+    """A run and an ECG, each said to be what it is."""
+    write_run(tmp_path / "a", np.zeros((3, 32, 32), dtype=np.uint8))
+    write_dicom_ecg(tmp_path, Person(0), 1).rename(tmp_path / "b")
+    for name in "ab":
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[132:])
+    result = looked_at(tmp_path)
+    assert result.totals == {"files": 2, "ECGs": 1, "views and other DICOM files": 1}
+    found_at = [finding.places for finding in result.of_level(WARNING) if "lacks its header" in finding.text]
+    assert sorted(found_at) == [("file 1",), ("file 2",)]
 
 
 def test_companions_of_macos_are_counted(tmp_path: Path) -> None:

@@ -379,6 +379,24 @@ def test_runs_are_found_ordered_and_described(tmp_path: Path, make_run: Callable
     assert "Doe" not in json.dumps(meta)
 
 
+@pytest.mark.parametrize("meta", [True, False])
+def test_runs_without_preamble_refuse_their_study(tmp_path: Path, make_run: Callable[..., None], meta: bool) -> None:
+    """With and without meta information, beside a good run; another class that refers to such a run is counted."""
+    path = tmp_path / "b"
+    frames = np.full((4, 32, 32), 20, dtype=np.uint8)
+    make_run(tmp_path / "a.dcm", frames)
+    make_run(
+        path, frames, SOPClassUID="1.2.840.10008.5.1.4.1.1.7", ReferencedSOPClassUID="1.2.840.10008.5.1.4.1.1.12.1"
+    )
+    path.write_bytes(path.read_bytes()[132:])
+    assert read_study(tmp_path, SETTINGS).others == 1
+    make_run(path, frames)
+    content = path.read_bytes()
+    path.write_bytes(content[132 if meta else content.index(b"\x08\0\x16\0") :])
+    with pytest.raises(ReaderError, match=r"lacks its header .*dcmconv \+F IN OUT"):
+        read_study(tmp_path, SETTINGS)
+
+
 def test_companions_of_macos_are_no_files_of_a_study(tmp_path: Path, make_run: Callable[..., None]) -> None:
     """`._NAME.dcm` and all below `__MACOSX` neither refuse the study nor count."""
     make_run(tmp_path / "a.dcm", np.full((4, 32, 32), 20, dtype=np.uint8))

@@ -6,7 +6,7 @@ from pathlib import Path
 from stence_dist.data.frames import FrameSettings
 from stence_dist.data.readers.images.memmap import is_declaration
 from stence_dist.data.readers.images.views_table import VIEWS_TABLE
-from stence_dist.data.readers.lookalike import is_mac_companion
+from stence_dist.data.readers.lookalike import HEADLESS, XRAY_CLASSES, is_headless, is_mac_companion
 from stence_dist.data.readers.record import ImageStudy, ReaderError
 
 _START = 65536  # bytes that a format is known by
@@ -43,6 +43,17 @@ def kind_of(path: Path) -> str | None:
     return next((name for name, (recognizes, _) in _kinds().items() if recognizes(path, start)), None)
 
 
+def fault_of(path: Path) -> str | None:
+    """What is wrong with a file that is of no kind and should be DICOM; None for any other file."""
+    with open(path, "rb") as file:
+        start = file.read(_START)
+    if is_headless(start, XRAY_CLASSES):
+        return HEADLESS
+    if path.suffix.lower() in (".dcm", ".dicom"):
+        return "a file ends in .dcm and holds no DICOM header; damaged?"
+    return None
+
+
 def study_files(path: Path) -> list[Path]:
     """The files of a study that may be views: all of a folder, searched recursively, or the one file."""
     found = sorted(path.rglob("*")) if path.is_dir() else [path]
@@ -57,8 +68,8 @@ def _members(files: list[Path]) -> dict[str, list[Path]]:
         name = kind_of(file)
         if name is not None:
             members.setdefault(name, []).append(file)
-        elif file.suffix.lower() in (".dcm", ".dicom"):
-            raise ReaderError("a file ends in .dcm and holds no DICOM header; damaged?", "study_path")
+        elif fault := fault_of(file):
+            raise ReaderError(fault, "study_path")
     return members
 
 
