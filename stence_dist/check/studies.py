@@ -160,6 +160,9 @@ def look_at_study(path: Path) -> tuple[list[tuple[Path, ViewSeen]], int, str | N
         if view is not None:
             seen.append((file, view))
     kinds = {view.kind for _, view in seen}
+    if kinds == {DICOM, PICTURES} and any(view.kind == DICOM and view.what in (RUN, UNSEEN) for _, view in seen):
+        seen = [(file, view) for file, view in seen if view.kind == DICOM]
+        kinds = {DICOM}
     failed = [view.reason for _, view in seen if view.reason is not None]
     if failed:
         reason = failed[0]

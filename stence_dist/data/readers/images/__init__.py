@@ -73,11 +73,19 @@ def _members(files: list[Path]) -> dict[str, list[Path]]:
     return members
 
 
+def _holds_run(paths: list[Path]) -> bool:
+    """Whether any of these DICOM files is a run. Raises ReaderError for a damaged one before it."""
+    from stence_dist.data.readers.images.dicom_xa import is_run
+
+    return any(map(is_run, paths))
+
+
 def read_views(path: Path, settings: FrameSettings) -> ImageStudy:
     """The views of a study: a folder (searched recursively) of files of one kind, or one such file.
 
     Files are known by content; what is of no kind is counted. Kinds do not mix in a study, as one is often made from
-    the other: a picture may be a thumbnail or a report of a run, features come from frames. Raises ReaderError.
+    the other: features come from frames. Pictures beside runs in DICOM are counted, too: they are icons of a viewer,
+    thumbnails or reports. Raises ReaderError.
     """
     if not path.exists():
         raise ReaderError("the study folder does not exist.", "study_path")
@@ -87,6 +95,8 @@ def read_views(path: Path, settings: FrameSettings) -> ImageStudy:
     members = _members(files)
     if not members:
         raise ReaderError(f"zero views: none of {len(files)} files is of a known kind.", "study_path")
+    if members.keys() == {DICOM, PICTURES} and _holds_run(members[DICOM]):
+        del members[PICTURES]
     if len(members) > 1:
         counts = " and ".join(f"{len(members[name])} {name}" for name in kinds if name in members)
         raise ReaderError(

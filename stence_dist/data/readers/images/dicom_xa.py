@@ -218,6 +218,11 @@ def _open_run(path: Path) -> _File | None:
     return _File(path, header, frames, place, vr)
 
 
+def is_run(path: Path) -> bool:
+    """Whether a DICOM file is a multi-frame XA or RF run, by its header. Raises ReaderError for a damaged file."""
+    return _open_run(path) is not None
+
+
 def _decoder(syntax: Any) -> tuple[Decoder, str]:
     """The decoder of a transfer syntax, and which of its codecs to use. Raises ReaderError."""
     try:
