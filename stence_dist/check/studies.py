@@ -19,6 +19,7 @@ from stence_dist.data.readers.record import ReaderError
 TOKENS = (FEATURES, TOKEN_MAPS)
 RUN, SINGLE, NO_RUN, UNSEEN = "run", "single frame", "other object", "not looked at"
 _KEY_SOURCES = (VIEWS_TABLE, "header", "only frame", "contrast")
+_SATURATED = "almost all black or all white in the middle of the key frame: does the window fit?"
 _MOST_POINTS = 1500  # of the picture of angles
 
 
@@ -38,6 +39,7 @@ class ViewSeen:
     angles: tuple[float, float] | None = None
     key_frame: str = "contrast"
     burned_in: str = ""
+    saturated: bool = False  # only a stored view says so: headers do not
     fields: frozenset[str] = frozenset()
 
 
@@ -192,6 +194,7 @@ class Views:
         self._directions = Tally()
         self._keys = Tally()
         self._burned = Tally()
+        self._saturated = Tally()
         self._reasons = Tally()
         self._angles = (array("f"), array("f"))
         self._zero = 0
@@ -222,6 +225,8 @@ class Views:
         ):
             if value:
                 tally.add(value, place.label)
+        if seen.saturated:
+            self._saturated.add(_SATURATED, place.label)
         self._directions.add(direction(seen.angles))
         if seen.angles is not None:
             for axis, angle in zip(self._angles, seen.angles, strict=True):
@@ -268,6 +273,8 @@ class Views:
             section.add(PROBLEM, text, count, self._absent.places(syntax))
         for what, count in self._reasons.ordered():
             section.add(WARNING, f"cannot be used: {what}", count, self._reasons.places(what))
+        for what, count in self._saturated.ordered():
+            section.add(WARNING, what, count, self._saturated.places(what))
         unstated = self._burned.counts["not stated"]
         if unstated:
             text = (
@@ -322,4 +329,5 @@ def meta_view(meta: dict[str, Any], angulation: Any, kind: str) -> ViewSeen:
         rate=1000 / time if time else None,
         angles=None if any(np.isnan(known)) else (known[0], known[1]),
         key_frame=source if source in _KEY_SOURCES else "not stated",
+        saturated=meta.get("saturated") is True,
     )

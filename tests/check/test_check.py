@@ -29,8 +29,10 @@ from stence_dist.config.check import CheckConfig
 from stence_dist.config.load import run
 from stence_dist.config.targets import TargetsConfig
 from stence_dist.data.build import build
+from stence_dist.data.index import SPLITS
 from stence_dist.data.readers import ReaderError
 from stence_dist.data.readers.images import codecs
+from stence_dist.data.shards import ShardSet
 from stence_dist.errors import CheckFailedError, ConfigError, DataError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -339,6 +341,23 @@ def test_a_shard_set_says_what_its_cohort_says(small_cohort: Path, small_shards:
     cohort, shards = looked_at(small_cohort), looked_at(small_shards)
     for title in ("Positive", "Einthoven", "Angles", "Sampling", "Lengths"):
         assert rows_of(cohort, title) == rows_of(shards, title), title
+
+
+def test_saturated_views_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """One line when the set is built, and where they are when it is checked; other views say nothing."""
+    cohort = write_cohort(tmp_path / "cohort", pairs=6, ecg_only=0)
+    for view in range(2):
+        white = np.full((3, 32, 32), 255, dtype=np.uint8)
+        write_run(tmp_path / "cohort" / "study" / "s004" / f"run{view}.dcm", white, InstanceNumber=view + 1)
+    build(BuildConfig(cohort=str(cohort), out=str(tmp_path / "set"), image_size=32, workers=1, shard_size=2))
+    lines = [line for line in caplog.messages if "all white" in line]
+    assert [line.partition(" are")[0] for line in lines] == ["2 views"]
+    finding = found(looked_at(tmp_path / "set"), WARNING, "all white")
+    assert (finding.count, [place.split()[-1] for place in finding.places]) == (2, ["5"])
+    shards = ShardSet.open(tmp_path / "set")
+    samples = [shards.read(split, row) for split in SPLITS for row in range(len(shards.table(split)))]
+    marked = [sample.meta["sample"] for sample in samples for view in sample.meta["views"] if "saturated" in view]
+    assert marked == [5, 5]
 
 
 def test_a_damaged_shard_set(small_shards: Path, tmp_path: Path) -> None:

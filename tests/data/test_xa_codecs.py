@@ -465,6 +465,7 @@ def test_enhanced_runs(tmp_path: Path, make_run: Write) -> None:
             "rows": SIDE,
             "columns": SIDE,
             "pixel_spacing": [0.2, 0.3],
+            "saturated": True,
         }
         assert "2020" not in json.dumps(view.meta)
 
@@ -617,6 +618,18 @@ def test_the_largest_entry_of_a_table_counts(tmp_path: Path, make_run: Write, bi
     frames = np.full((2, SIDE, SIDE), 1000, dtype=np.uint16)
     make_run(tmp_path / "a.dcm", frames, BitsStored=12, HighBit=11, VOILUTSequence=Sequence([table]))
     assert level(tmp_path) == pytest.approx(1000 / 4095 * top / white * 255, abs=1)
+
+
+def test_views_whose_window_does_not_fit_say_so(tmp_path: Path, make_run: Write) -> None:
+    """A run of 12 bits with a window for 8 is white; those of its own and of the full range carry no such field."""
+    for elements, expected in (
+        ({"WindowCenter": 128, "WindowWidth": 256}, True),
+        ({"WindowCenter": 3000, "WindowWidth": 256}, True),
+        ({"WindowCenter": 1828, "WindowWidth": 256}, None),
+        ({}, None),
+    ):
+        make_run(tmp_path / "a.dcm", band(12), BitsStored=12, HighBit=11, **elements)
+        assert read_study(tmp_path, ONE).views[0].meta.get("saturated") is expected
 
 
 def test_malformed_tables_and_functions_are_refused(tmp_path: Path, make_run: Write) -> None:
