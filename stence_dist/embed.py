@@ -18,6 +18,7 @@ from stence_dist.config.embed import EmbedConfig
 from stence_dist.data.readers import read_ecg
 from stence_dist.data.readers.ecg import RECORDINGS, format_of
 from stence_dist.data.readers.ecg.wfdb_record import parts_of
+from stence_dist.data.readers.lookalike import is_mac_companion
 from stence_dist.device import compute_device
 from stence_dist.ecg import EcgSpec, prepare_windows
 from stence_dist.errors import DataError, RefusedError
@@ -128,6 +129,8 @@ def _segments(header: Path) -> set[Path]:
 
 def _is_ecg(path: Path) -> bool:
     """Whether a file of a folder is a recording, or cannot be opened to see."""
+    if is_mac_companion(path):
+        return False
     try:
         kind = format_of(path)
     except OSError:

@@ -82,14 +82,17 @@ def test_a_folder_goes_on_past_bad_files(batch_size: int, folder: Path, weights:
 
 
 def test_a_folder_is_searched_by_content(folder: Path, weights: Path, tmp_path: Path) -> None:
-    """DICOM and MUSE XML whatever they are called; no notes, no table of numbers, no signal file beside its header."""
+    """DICOM and MUSE XML whatever they are called; no notes, table of numbers, signal file, or companion of macOS."""
     person = Person(0)
     write_dicom_ecg(folder, person, 1).rename(folder / "c.bin")
     write_muse_ecg(folder, person, 2).rename(folder / "d.txt")
     (folder / "notes.xml").write_text("<note/>")
+    (folder / "._a.hea").write_bytes(b"\0\5\x16\7")  # macOS writes these
     (folder / "rates.csv").write_text("1,2\n3,4\n")
     embed(EmbedConfig(weights=str(weights), ecg=str(folder), out=str(tmp_path / "emb.npz")))
     assert loaded(tmp_path / "emb.npz")["record"].tolist() == ["a", "c.bin", "d.txt", "deeper/b"]
+    with open(f"{tmp_path / 'emb.npz'}.rejects.csv", newline="", encoding="utf-8") as file:
+        assert [row["record"] for row in csv.DictReader(file)] == ["broken"]
 
 
 def test_a_folder_counts_no_recording_twice(

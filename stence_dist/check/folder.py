@@ -19,9 +19,10 @@ from stence_dist.check.studies import Views, look_at_view
 from stence_dist.config.check import CheckConfig
 from stence_dist.data.readers.ecg import COLLECTIONS, format_of, read_waveform, split_entry
 from stence_dist.data.readers.ecg.wfdb_record import header_of, parts_of
-from stence_dist.data.readers.images import kind_of
+from stence_dist.data.readers.images import fault_of, kind_of
 from stence_dist.data.readers.images.memmap import is_declaration
 from stence_dist.data.readers.images.views_table import VIEWS_TABLE, ViewNote, read_views_table
+from stence_dist.data.readers.lookalike import is_mac_companion
 from stence_dist.data.readers.record import ReaderError
 from stence_dist.errors import DataError
 
@@ -125,15 +126,17 @@ def _recordings_of(label: str, path: Path) -> list[tuple[str, Path]]:
 
 def _sort_out(files: list[Path]) -> _Contents:
     contents = _Contents()
-    parts = _parts(files)
+    parts = _parts([file for file in files if not is_mac_companion(file)])
     for number, file in enumerate(tqdm(files, unit="file", disable=None), start=1):
         label = f"file {number}"
         try:
-            if file in parts:
+            if is_mac_companion(file):
+                contents.others.add("companions of macOS (._NAME, __MACOSX)")
+            elif file in parts:
                 contents.others.add("parts of recordings (signals, annotations, sidecars)")
             elif format_of(file) is not None and not _is_bare_array(file):
                 contents.ecgs += _recordings_of(label, file)
-            elif kind_of(file) is not None or file.suffix.lower() in (".dcm", ".dicom"):
+            elif kind_of(file) is not None or fault_of(file) is not None:
                 contents.views.append((label, file))
             elif format_of(file) is not None:
                 contents.others.add(_BARE)

@@ -12,13 +12,14 @@ import numpy as np
 from stence_dist.check import headers, identifiers
 from stence_dist.check.findings import NOTE, PROBLEM, WARNING, Picture, Section, Table, Tally
 from stence_dist.check.recordings import Place, plain_reason
-from stence_dist.data.readers.images import DICOM, FEATURES, PICTURES, TOKEN_MAPS, kind_of, study_files
+from stence_dist.data.readers.images import DICOM, FEATURES, PICTURES, TOKEN_MAPS, fault_of, kind_of, study_files
 from stence_dist.data.readers.images.views_table import VIEWS_TABLE, ViewNote, read_views_table
 from stence_dist.data.readers.record import ReaderError
 
 TOKENS = (FEATURES, TOKEN_MAPS)
 RUN, SINGLE, NO_RUN, UNSEEN = "run", "single frame", "other object", "not looked at"
 _KEY_SOURCES = (VIEWS_TABLE, "header", "only frame", "contrast")
+_SATURATED = "almost all black or all white in the middle of the key frame: does the window fit?"
 _MOST_POINTS = 1500  # of the picture of angles
 
 
@@ -38,6 +39,7 @@ class ViewSeen:
     angles: tuple[float, float] | None = None
     key_frame: str = "contrast"
     burned_in: str = ""
+    saturated: bool = False  # only a stored view says so: headers do not
     fields: frozenset[str] = frozenset()
 
 
@@ -52,11 +54,11 @@ def look_at_view(path: Path, note: ViewNote | None = None) -> ViewSeen | None:
                 return _look_at_dicom(path, note)
             if kind == PICTURES:
                 return _look_at_picture(path, note)
+            if kind is None:
+                fault = fault_of(path)
+                return ViewSeen(DICOM, reason=fault) if fault else None
     except Exception as error:  # headers are damaged in many ways
         return ViewSeen(kind or "unknown", reason=plain_reason(error))
-    if kind is None:
-        damaged = path.suffix.lower() in (".dcm", ".dicom")
-        return ViewSeen(DICOM, reason="the file ends in .dcm and holds no DICOM header.") if damaged else None
     return ViewSeen(kind, angles=_noted(note), key_frame="" if kind in TOKENS else _key_frame(note, False))
 
 
@@ -82,8 +84,8 @@ def _look_at_picture(path: Path, note: ViewNote | None) -> ViewSeen:
 
 def _look_at_dicom(path: Path, note: ViewNote | None) -> ViewSeen:
     from stence_dist.data.readers.images.codecs import codec_of
-    from stence_dist.data.readers.images.dicom_header import number, stated
-    from stence_dist.data.readers.images.dicom_xa import RUN_CLASSES
+    from stence_dist.data.readers.images.dicom_header import frame_angles, number, stated
+    from stence_dist.data.readers.images.dicom_xa import RUN_CLASSES, is_icon_only
 
     header = headers.read_header(path)
     if header is None:
@@ -94,18 +96,15 @@ def _look_at_dicom(path: Path, note: ViewNote | None) -> ViewSeen:
     rows, columns, frames, bits, allocated = (
         int(number(header, name) or 0) for name in ("Rows", "Columns", "NumberOfFrames", "BitsStored", "BitsAllocated")
     )
-    if not rows:
+    if not rows or ("IconImageSequence" in header and is_icon_only(path)):
         return ViewSeen(DICOM, NO_RUN, fields=frozenset(fields), syntax=syntax)
     burned_in = str(stated(header, "BurnedInAnnotation") or "").strip().upper()
     burned_in = burned_in if burned_in in ("NO", "YES") else "not stated"
     if burned_in != "NO":
         fields.add(identifiers.BURNED_IN)
     key = number(header, "RepresentativeFrameNumber")
-    frame = min(max(int(key or 1) - 1, 0), max(frames - 1, 0))
-    angles = _noted(note) or (
-        number(header, "PositionerPrimaryAngle", frame),
-        number(header, "PositionerSecondaryAngle", frame),
-    )
+    frame = note.key_frame if note is not None and note.key_frame is not None else int(key or 1) - 1
+    angles = _noted(note) or frame_angles(header, min(max(frame, 0), max(frames - 1, 0)), frames)
     time = number(header, "FrameTime")
     rate = 1000 / time if time else number(header, "CineRate")
     known = ViewSeen(
@@ -117,7 +116,7 @@ def _look_at_dicom(path: Path, note: ViewNote | None) -> ViewSeen:
         size=f"{rows} x {columns}",
         bits=bits,
         rate=rate if rate and rate > 0 else None,
-        angles=None if angles[0] is None or angles[1] is None else (angles[0], angles[1]),
+        angles=None if any(np.isnan(angles)) else angles,
         key_frame=_key_frame(note, key is not None),
         burned_in=burned_in,
         fields=frozenset(fields),
@@ -163,6 +162,9 @@ def look_at_study(path: Path) -> tuple[list[tuple[Path, ViewSeen]], int, str | N
         if view is not None:
             seen.append((file, view))
     kinds = {view.kind for _, view in seen}
+    if kinds == {DICOM, PICTURES} and any(view.kind == DICOM and view.what in (RUN, UNSEEN) for _, view in seen):
+        seen = [(file, view) for file, view in seen if view.kind == DICOM]
+        kinds = {DICOM}
     failed = [view.reason for _, view in seen if view.reason is not None]
     if failed:
         reason = failed[0]
@@ -192,6 +194,7 @@ class Views:
         self._directions = Tally()
         self._keys = Tally()
         self._burned = Tally()
+        self._saturated = Tally()
         self._reasons = Tally()
         self._angles = (array("f"), array("f"))
         self._zero = 0
@@ -222,6 +225,8 @@ class Views:
         ):
             if value:
                 tally.add(value, place.label)
+        if seen.saturated:
+            self._saturated.add(_SATURATED, place.label)
         self._directions.add(direction(seen.angles))
         if seen.angles is not None:
             for axis, angle in zip(self._angles, seen.angles, strict=True):
@@ -268,6 +273,8 @@ class Views:
             section.add(PROBLEM, text, count, self._absent.places(syntax))
         for what, count in self._reasons.ordered():
             section.add(WARNING, f"cannot be used: {what}", count, self._reasons.places(what))
+        for what, count in self._saturated.ordered():
+            section.add(WARNING, what, count, self._saturated.places(what))
         unstated = self._burned.counts["not stated"]
         if unstated:
             text = (
@@ -322,4 +329,5 @@ def meta_view(meta: dict[str, Any], angulation: Any, kind: str) -> ViewSeen:
         rate=1000 / time if time else None,
         angles=None if any(np.isnan(known)) else (known[0], known[1]),
         key_frame=source if source in _KEY_SOURCES else "not stated",
+        saturated=meta.get("saturated") is True,
     )

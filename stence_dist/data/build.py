@@ -221,6 +221,7 @@ def _seal(
     counts = {split: sum(shard["samples"] for shard in made if shard["split"] == split) for split in SPLITS}
     pairs = {split: sum(shard.pop("pairs") for shard in made if shard["split"] == split) for split in SPLITS}
     _report(every, counts, pairs, destination)
+    _report_saturated(sum(record.get("saturated", 0) for record in records), plan.out)
     try:
         check_splits_filled(counts, len(every))
     except DataError:
@@ -264,3 +265,9 @@ def _report(rejects: list[Reject], counts: dict[str, int], pairs: dict[str, int]
     log.warning("%d rows rejected (%s); reasons in %s", len(rejects), fields, destination)
     for reject in rejects[:5]:
         log.warning("  %s", reject.message())
+
+
+def _report_saturated(views: int, out: Path) -> None:
+    if views:
+        text = "%d views are almost all black or all white; does their window fit? launch/check.py path=%s names them"
+        log.warning(text, views, out)

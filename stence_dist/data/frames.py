@@ -15,6 +15,8 @@ from PIL import Image
 
 _REFERENCE_FRAMES = 3  # of a run, before contrast arrives
 _DARKEST_SHARE = 0.02  # of the pixels: about what filled arteries cover
+_SATURATED_SHARE = 0.95
+_MARGIN = 0.1  # of each side, where collimators and texts are
 
 
 @dataclass(frozen=True)
@@ -73,16 +75,37 @@ def mask_bands(frame: NDArray[np.float32], settings: FrameSettings) -> NDArray[n
     return masked
 
 
+def _place(height: int, width: int, size: int) -> tuple[int, int, int, int]:
+    """Height, width, top and left of a frame (height, width) within a square of `size`."""
+    scale = size / max(height, width)
+    new_height, new_width = max(1, round(height * scale)), max(1, round(width * scale))
+    return new_height, new_width, (size - new_height) // 2, (size - new_width) // 2
+
+
 def fit_square(frame: NDArray[np.float32], size: int) -> NDArray[np.uint8]:
     """frame (H, W) of gray values as (size, size) uint8: anti-aliased resize, aspect kept, the rest padded black."""
     height, width = frame.shape
-    scale = size / max(height, width)
-    new_height, new_width = max(1, round(height * scale)), max(1, round(width * scale))
+    new_height, new_width, top, left = _place(height, width, size)
     if (new_height, new_width) != (height, width):
         # Pillow widens the triangle by the reduction, so nothing aliases; it never overshoots, so nothing clips.
         image = Image.fromarray(frame).resize((new_width, new_height), Image.Resampling.BILINEAR)
         frame = np.asarray(image, dtype=np.float32)
     square = np.zeros((size, size), dtype=np.uint8)
-    top, left = (size - new_height) // 2, (size - new_width) // 2
     square[top : top + new_height, left : left + new_width] = np.rint(np.clip(frame, 0, 255)).astype(np.uint8)
     return square
+
+
+def shown_part(square: NDArray[np.uint8], rows: int, columns: int, settings: FrameSettings) -> NDArray[np.uint8]:
+    """What a stored frame (S, S) shows of a frame (rows, columns): (H, W) without padding and blackened bands."""
+    height, width, top, left = _place(rows, columns, len(square))
+    first, last = round(settings.mask_top * height), height - round(settings.mask_bottom * height)
+    return square[top + first : top + last, left : left + width]
+
+
+def is_saturated(frame: NDArray[np.uint8]) -> bool:
+    """Whether 95 % or more of the middle of frame (H, W), 80 % of its rows and columns, is all black, or all white."""
+    height, width = frame.shape
+    top, left = round(_MARGIN * height), round(_MARGIN * width)
+    middle = frame[top : height - top, left : width - left]
+    at_an_end = max(np.count_nonzero(middle == 0), np.count_nonzero(middle == 255))
+    return bool(middle.size and at_an_end >= _SATURATED_SHARE * middle.size)

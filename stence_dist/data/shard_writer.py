@@ -118,6 +118,7 @@ def build_shard(plan: BuildPlan, shard: ShardPlan) -> None:
 
     rejects: list[Reject] = []
     entries: list[NDArray[np.void]] = []
+    saturated = 0
     path = plan.out / shard.name
     with replacing(path) as temporary, open(temporary, "wb") as file:
         writer = TarWriter(file, encoder=False, mtime=0)
@@ -132,6 +133,7 @@ def build_shard(plan: BuildPlan, shard: ShardPlan) -> None:
             for name, content in encode(record, study, _meta(row)).items():
                 writer.write({"__key__": sample_key(shard.split, row.row), name: content})
             entries.append(_entry(row, study, plan))
+            saturated += sum("saturated" in view.meta for view in study.views) if study else 0
         writer.close()
     table = np.concatenate([np.zeros(0, dtype=sidecar_type(len(plan.columns))), *entries])
     _fill_places(table, path, shard.split)
@@ -149,7 +151,8 @@ def build_shard(plan: BuildPlan, shard: ShardPlan) -> None:
         "pairs": int((table["view_count"] > 0).sum()),
         "max_views": int(table["view_count"].max(initial=0)),
     }
-    finished = {"shard": made, "rejects": [dataclasses.asdict(reject) for reject in rejects]}
+    listed = [dataclasses.asdict(reject) for reject in rejects]
+    finished = {"shard": made, "rejects": listed, "saturated": saturated}
     write_json(record_of(plan.out, shard.name), finished, mode=0o600)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import pydicom
 import pytest
 from forks import Forks
+from hospital import Person, write_dicom_ecg
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 from recordings import LEADS, sine_ecg, write_cohort, write_run, write_wfdb
 
@@ -28,8 +29,10 @@ from stence_dist.config.check import CheckConfig
 from stence_dist.config.load import run
 from stence_dist.config.targets import TargetsConfig
 from stence_dist.data.build import build
+from stence_dist.data.index import SPLITS
 from stence_dist.data.readers import ReaderError
 from stence_dist.data.readers.images import codecs
+from stence_dist.data.shards import ShardSet
 from stence_dist.errors import CheckFailedError, ConfigError, DataError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -340,6 +343,23 @@ def test_a_shard_set_says_what_its_cohort_says(small_cohort: Path, small_shards:
         assert rows_of(cohort, title) == rows_of(shards, title), title
 
 
+def test_saturated_views_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """One line when the set is built, and where they are when it is checked; other views say nothing."""
+    cohort = write_cohort(tmp_path / "cohort", pairs=6, ecg_only=0)
+    for view in range(2):
+        white = np.full((3, 32, 32), 255, dtype=np.uint8)
+        write_run(tmp_path / "cohort" / "study" / "s004" / f"run{view}.dcm", white, InstanceNumber=view + 1)
+    build(BuildConfig(cohort=str(cohort), out=str(tmp_path / "set"), image_size=32, workers=1, shard_size=2))
+    lines = [line for line in caplog.messages if "all white" in line]
+    assert [line.partition(" are")[0] for line in lines] == ["2 views"]
+    finding = found(looked_at(tmp_path / "set"), WARNING, "all white")
+    assert (finding.count, [place.split()[-1] for place in finding.places]) == (2, ["5"])
+    shards = ShardSet.open(tmp_path / "set")
+    samples = [shards.read(split, row) for split in SPLITS for row in range(len(shards.table(split)))]
+    marked = [sample.meta["sample"] for sample in samples for view in sample.meta["views"] if "saturated" in view]
+    assert marked == [5, 5]
+
+
 def test_a_damaged_shard_set(small_shards: Path, tmp_path: Path) -> None:
     """A flipped byte and a foreign file are problems, named without the folder or the foreign name."""
     copy = tmp_path / "copy"
@@ -412,6 +432,29 @@ def test_a_folder_of_many_formats(mixed: Path) -> None:
     assert rows_of(result, "DICOM objects") == {"run": [1], "other object": [1]}
     assert rows_of(result, "Angles") == {"RAO cranial": [1], "not known": [2]}
     assert rows_of(result, "Frame rates") == {"25 per second": [1]}
+
+
+def test_dicom_without_preamble_is_found(tmp_path: Path) -> None:
+    """A run and an ECG, each said to be what it is."""
+    write_run(tmp_path / "a", np.zeros((3, 32, 32), dtype=np.uint8))
+    write_dicom_ecg(tmp_path, Person(0), 1).rename(tmp_path / "b")
+    for name in "ab":
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[132:])
+    result = looked_at(tmp_path)
+    assert result.totals == {"files": 2, "ECGs": 1, "views and other DICOM files": 1}
+    found_at = [finding.places for finding in result.of_level(WARNING) if "lacks its header" in finding.text]
+    assert sorted(found_at) == [("file 1",), ("file 2",)]
+
+
+def test_companions_of_macos_are_counted(tmp_path: Path) -> None:
+    """They are neither recordings nor damaged views."""
+    write_wfdb(tmp_path, "a", sine_ecg(1))
+    for name in ("._a.hea", "._b.dcm"):
+        (tmp_path / name).write_bytes(b"\0\5\x16\7" + bytes(400))
+    result = looked_at(tmp_path)
+    assert result.totals == {"files": 4, "ECGs": 1, "views and other DICOM files": 0}
+    assert rows_of(result, "By content")["companions of macOS (._NAME, __MACOSX)"] == [2]
+    assert not result.of_level(WARNING)
 
 
 def test_single_files(mixed: Path, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from stence_dist.data.readers import ReaderError
+from stence_dist.data.readers.ecg import read_waveform
 from stence_dist.data.readers.ecg.dicom_waveform import is_dicom_waveform, read_dicom_waveform
 from stence_dist.data.readers.ecg.edf import is_edf, read_edf
 from stence_dist.data.readers.ecg.hdf5 import is_hdf5, read_hdf5
@@ -167,6 +168,20 @@ def test_dicom_is_known_by_its_class(tmp_path: Path, digital: Signal, make_run: 
     for content in (b"\0" * 128 + b"DICM", b"\0" * 128 + b"DICM\2\0\0\0UL\4", b"\0" * 200, b""):
         path.write_bytes(content)
         assert not is_dicom_waveform(path, content)
+
+
+def test_dicom_without_preamble_says_what_it_lacks(
+    tmp_path: Path, digital: Signal, make_run: Callable[..., None]
+) -> None:
+    """With and without meta information; an image that refers to an ECG is none."""
+    path = tmp_path / "a"
+    content = write_dicom(path, group(digital.astype(np.int16), lead_codes())).read_bytes()
+    for start in (132, content.index(b"\x08\0\x16\0")):
+        path.write_bytes(content[start:])
+        assert "lacks its header (preamble)" in refusal(lambda: read_waveform(path))
+    make_run(path, np.zeros((2, 8, 8), np.uint8), ReferencedSOPClassUID="1.2.840.10008.5.1.4.1.1.9.1.1")
+    path.write_bytes(path.read_bytes()[132:])
+    assert "no known format" in refusal(lambda: read_waveform(path))
 
 
 def test_dicom_takes_the_original_recording(tmp_path: Path, digital: Signal) -> None:

@@ -5,7 +5,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stence_dist.data.frames import contrast_frame, fit_square, frame_indices, to_bytes
+from stence_dist.data.frames import (
+    FrameSettings,
+    contrast_frame,
+    fit_square,
+    frame_indices,
+    is_saturated,
+    mask_bands,
+    shown_part,
+    to_bytes,
+)
 from stence_dist.data.readers import ReaderError
 from stence_dist.data.readers.images.views_table import read_views_table
 
@@ -86,3 +95,23 @@ def test_views_table(tmp_path: Path) -> None:
     table.write_text("file,key_frame,primary,secondary\nc.dcm,4,1,1\n")
     with pytest.raises(ReaderError, match="1 files that are not in the study folder"):
         read_views_table(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("level", "others", "expected"), [(0, 12, True), (255, 12, True), (255, 13, False), (254, 0, False)]
+)
+def test_saturation_begins_at_19_of_20_pixels_of_the_middle(level: int, others: int, expected: bool) -> None:
+    """A frame of 20 x 20, whose middle has 16 x 16 pixels, 95 % of them 243.2; what is around plays no part."""
+    frame = np.full((20, 20), 128, dtype=np.uint8)
+    frame[2:18, 2:18] = level
+    frame[2, 2 : 2 + others] = 255 - level
+    assert is_saturated(frame) is expected
+
+
+@pytest.mark.parametrize("shape", [(480, 640), (640, 480), (512, 512)])
+def test_padding_and_bands_hide_no_saturation(shape: tuple[int, int]) -> None:
+    """A white frame, stored with black borders and bands of 20 %, shows nothing but white."""
+    settings = FrameSettings(64, 1, 1, mask_top=0.2, mask_bottom=0.2)
+    stored = fit_square(mask_bands(np.full(shape, 255.0, dtype=np.float32), settings), 64)
+    assert is_saturated(shown_part(stored, *shape, settings))
+    assert not is_saturated(stored)

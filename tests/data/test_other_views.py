@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from stence_dist.check.studies import look_at_study
 from stence_dist.data.frames import FrameSettings, mask_bands
 from stence_dist.data.readers import ImageStudy, ReaderError, read_study
 
@@ -154,22 +155,44 @@ def test_hostile_pictures_are_refused(tmp_path: Path, gray: Gray) -> None:
 
 
 def test_kinds_do_not_mix_in_a_study(tmp_path: Path, gray: Gray, make_run: Callable[..., None]) -> None:
-    """Any two kinds: the message counts both and says why."""
+    """Any two kinds, but pictures beside a run: the message counts both and says why."""
     frames = np.stack([gray] * 3)
 
     def write_map(name: str) -> None:
         frames.tofile(tmp_path / f"{name}.dat")
         (tmp_path / f"{name}.json").write_text(json.dumps({"shape": [3, SIDE, SIDE], "dtype": "uint8"}))
 
-    make_run(tmp_path / "run", frames)
+    make_run(tmp_path / "single", frames[:1])
     Image.fromarray(gray).save(tmp_path / "a.png")
     assert "1 DICOM images and 1 pictures; one kind only, as a picture may be a thumbnail" in refused(tmp_path)
-    (tmp_path / "run").unlink()
+    make_run(tmp_path / "single", frames)
+    np.save(tmp_path / "c.npy", np.zeros((1, 3, 8), dtype=np.float32))
+    assert "1 DICOM images and 1 pictures and 1 stored features" in refused(tmp_path)
+    (tmp_path / "a.png").unlink()
+    assert "1 DICOM images and 1 stored features" in refused(tmp_path)
+    for name in ("c.npy", "single"):
+        (tmp_path / name).unlink()
+    Image.fromarray(gray).save(tmp_path / "a.png")
     write_map("b")
     assert "1 pictures and 1 memory maps of frames" in refused(tmp_path)
     (tmp_path / "a.png").unlink()
     np.save(tmp_path / "c.npy", np.zeros((1, 3, 8), dtype=np.float32))
     assert "1 stored features and 1 memory maps of frames" in refused(tmp_path)
+
+
+def test_pictures_beside_runs_are_counted(tmp_path: Path, gray: Gray, make_run: Callable[..., None]) -> None:
+    """The icons of a disc's viewer, whatever they show, in color and cut short; a check says the same."""
+    make_run(tmp_path / "run", np.stack([gray] * 3))
+    make_run(tmp_path / "single", gray[None])
+    Image.fromarray(np.zeros((8, 8, 3), dtype=np.uint8) + np.uint8([255, 0, 0])).save(tmp_path / "a.png")
+    (tmp_path / "b.jpg").write_bytes(b"\xff\xd8\xff")
+    study = read_study(tmp_path, ONE)
+    assert (len(study.views), study.others) == (1, 3)
+    np.testing.assert_array_equal(study.views[0].frames[0], gray)
+    seen, others, reason = look_at_study(tmp_path)
+    assert (sorted(file.name for file, _ in seen), others, reason) == (["run", "single"], 2, None)
+    (tmp_path / "run").unlink()
+    assert look_at_study(tmp_path)[2] is not None
 
 
 def write_frames(folder: Path, frames: NDArray[np.generic], **declared: object) -> None:

@@ -396,6 +396,34 @@ def test_runs_are_found_ordered_and_described(tmp_path: Path, make_run: Callable
     assert "Doe" not in json.dumps(meta)
 
 
+@pytest.mark.parametrize("meta", [True, False])
+def test_runs_without_preamble_refuse_their_study(tmp_path: Path, make_run: Callable[..., None], meta: bool) -> None:
+    """With and without meta information, beside a good run; another class that refers to such a run is counted."""
+    path = tmp_path / "b"
+    frames = np.full((4, 32, 32), 20, dtype=np.uint8)
+    make_run(tmp_path / "a.dcm", frames)
+    make_run(
+        path, frames, SOPClassUID="1.2.840.10008.5.1.4.1.1.7", ReferencedSOPClassUID="1.2.840.10008.5.1.4.1.1.12.1"
+    )
+    path.write_bytes(path.read_bytes()[132:])
+    assert read_study(tmp_path, SETTINGS).others == 1
+    make_run(path, frames)
+    content = path.read_bytes()
+    path.write_bytes(content[132 if meta else content.index(b"\x08\0\x16\0") :])
+    with pytest.raises(ReaderError, match=r"lacks its header .*dcmconv \+F IN OUT"):
+        read_study(tmp_path, SETTINGS)
+
+
+def test_companions_of_macos_are_no_files_of_a_study(tmp_path: Path, make_run: Callable[..., None]) -> None:
+    """`._NAME.dcm` and all below `__MACOSX` neither refuse the study nor count."""
+    make_run(tmp_path / "a.dcm", np.full((4, 32, 32), 20, dtype=np.uint8))
+    (tmp_path / "__MACOSX").mkdir()
+    for name in ("._a.dcm", "__MACOSX/a.dcm"):
+        (tmp_path / name).write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X        " + bytes(4000))
+    study = read_study(tmp_path, SETTINGS)
+    assert (frames_of(study), study.others) == ([20], 0)
+
+
 def test_where_the_key_frame_comes_from(tmp_path: Path, make_run: Callable[..., None]) -> None:
     """views.csv before RepresentativeFrameNumber (from 1) before contrast; three frames around it with spacing 2."""
     frames = np.repeat(np.full(9, 200, dtype=np.uint8) - np.arange(9, dtype=np.uint8), 32 * 32).reshape(9, 32, 32)

@@ -29,6 +29,7 @@ from stence_dist.check.studies import look_at_view
 from stence_dist.data.frames import FrameSettings
 from stence_dist.data.readers import ReaderError, read_study
 from stence_dist.data.readers.images.codecs import advice, codec_of
+from stence_dist.data.readers.images.views_table import read_views_table
 
 SIDE = 32
 THREE = FrameSettings(image_size=SIDE, frames_per_view=3, frame_spacing=1)
@@ -464,8 +465,53 @@ def test_enhanced_runs(tmp_path: Path, make_run: Write) -> None:
             "rows": SIDE,
             "columns": SIDE,
             "pixel_spacing": [0.2, 0.3],
+            "saturated": True,
         }
         assert "2020" not in json.dumps(view.meta)
+
+
+@pytest.mark.parametrize(
+    ("primary", "secondary", "expected"),
+    [
+        ([0, 6, 12], [0, 0, 0], (-48, 5)),
+        (6, 0.5, (-48, 6)),
+        ([0, 6, 12], None, (-48, 5)),
+        ("", [0, -1, -2], (-60, 3)),
+        ([0, 6], [0, -1, -2], (np.nan, 3)),
+        ([0, 6, 12, 18], b"0\\\\1", (np.nan, np.nan)),
+        (b"0\\inf\\12", b"nan ", (np.nan, np.nan)),
+    ],
+)
+def test_a_rotating_positioner(
+    tmp_path: Path, make_run: Write, primary: object, secondary: object, expected: tuple[float, float]
+) -> None:
+    """PS3.3 C.8.7.5.1.3 by hand at the last of three frames from -60 and 5 degrees; NaN for what is unclear."""
+    write_band(make_run, tmp_path / "a.dcm", 8, PositionerPrimaryAngle=-60, PositionerSecondaryAngle=5)
+    dataset = pydicom.dcmread(tmp_path / "a.dcm")
+    dataset.RepresentativeFrameNumber = 3
+    for name, value in (("Primary", primary), ("Secondary", secondary)):
+        if isinstance(value, bytes):  # what pydicom would not write
+            tag = pydicom.tag.Tag(f"Positioner{name}AngleIncrement")
+            dataset[tag] = pydicom.dataelem.RawDataElement(tag, "DS", len(value), value, 0, False, True)
+        elif value is not None:
+            setattr(dataset, f"Positioner{name}AngleIncrement", value)
+    dataset.save_as(tmp_path / "a.dcm", enforce_file_format=False)
+    np.testing.assert_array_equal(read_study(tmp_path, ONE).views[0].angulation, np.float32(expected))
+    seen = look_at_view(tmp_path / "a.dcm")
+    assert seen is not None
+    assert seen.angles == (None if np.isnan(expected).any() else expected)
+
+
+def test_the_table_of_views_goes_before_a_rotating_positioner(tmp_path: Path, make_run: Write) -> None:
+    """Its angles as they are; its key frame where it states no angles."""
+    turning = {"PositionerPrimaryAngle": -60, "PositionerSecondaryAngle": 5, "PositionerPrimaryAngleIncrement": 6}
+    write_band(make_run, tmp_path / "a.dcm", 8, **turning)
+    for angles, expected in ((",", (-48, 5)), ("-30,20", (-30, 20))):
+        (tmp_path / "views.csv").write_text(f"file,key_frame,primary,secondary\na.dcm,2,{angles}\n")
+        np.testing.assert_array_equal(read_study(tmp_path, ONE).views[0].angulation, np.float32(expected))
+        seen = look_at_view(tmp_path / "a.dcm", read_views_table(tmp_path)["a.dcm"])
+        assert seen is not None
+        assert seen.angles == expected
 
 
 @pytest.mark.parametrize(
@@ -561,6 +607,31 @@ def test_voi_tables(tmp_path: Path, make_run: Write, syntax: str) -> None:
         assert level(tmp_path) == pytest.approx(int(data[500]) / (2**bits - 1) * 255, abs=0.51)
 
 
+@pytest.mark.parametrize(
+    ("bits", "top", "white"),
+    [(16, 65535, 65535), (16, 4095, 4095), (16, 255, 255), (8, 4095, 4095), (12, 4095, 4095), (16, 100, 255)],
+)
+def test_the_largest_entry_of_a_table_counts(tmp_path: Path, make_run: Write, bits: int, top: int, white: int) -> None:
+    """A ramp up to `top`, against its own arithmetic, whatever bits per entry the table states."""
+    table = item(LUTDescriptor=[4096, 0, bits])
+    table.add_new("LUTData", "OW", np.rint(np.linspace(0, top, 4096)).astype("<u2").tobytes())
+    frames = np.full((2, SIDE, SIDE), 1000, dtype=np.uint16)
+    make_run(tmp_path / "a.dcm", frames, BitsStored=12, HighBit=11, VOILUTSequence=Sequence([table]))
+    assert level(tmp_path) == pytest.approx(1000 / 4095 * top / white * 255, abs=1)
+
+
+def test_views_whose_window_does_not_fit_say_so(tmp_path: Path, make_run: Write) -> None:
+    """A run of 12 bits with a window for 8 is white; those of its own and of the full range carry no such field."""
+    for elements, expected in (
+        ({"WindowCenter": 128, "WindowWidth": 256}, True),
+        ({"WindowCenter": 3000, "WindowWidth": 256}, True),
+        ({"WindowCenter": 1828, "WindowWidth": 256}, None),
+        ({}, None),
+    ):
+        make_run(tmp_path / "a.dcm", band(12), BitsStored=12, HighBit=11, **elements)
+        assert read_study(tmp_path, ONE).views[0].meta.get("saturated") is expected
+
+
 def test_malformed_tables_and_functions_are_refused(tmp_path: Path, make_run: Write) -> None:
     """Too few entries, an unusual depth, a function that the standard does not know."""
     short, deep = item(LUTDescriptor=[600, 0, 12]), item(LUTDescriptor=[2, 0, 64])
@@ -574,6 +645,36 @@ def test_malformed_tables_and_functions_are_refused(tmp_path: Path, make_run: Wr
         make_run(tmp_path / "a.dcm", band(8), **elements)
         with pytest.raises(ReaderError, match="gray scale of a run cannot be computed"):
             read_study(tmp_path, ONE)
+
+
+@pytest.mark.parametrize("undefined", [False, True])
+def test_pixels_of_an_icon_alone_are_no_run(tmp_path: Path, make_run: Write, undefined: bool) -> None:
+    """Such an object is counted; a run with an icon is read, and refused wherever it is cut short."""
+    icon = item(Rows=4, Columns=4, BitsAllocated=8)
+    icon.add_new("PixelData", "OB", bytes(16))
+    write_band(make_run, tmp_path / "a.dcm", 8)
+    write_band(make_run, tmp_path / "b.dcm", 8, IconImageSequence=Sequence([icon]), PresentationLUTShape="IDENTITY")
+    run = pydicom.dcmread(tmp_path / "b.dcm")
+    run["IconImageSequence"].is_undefined_length = undefined
+    run.save_as(tmp_path / "b.dcm", enforce_file_format=False)
+    seen = look_at_view(tmp_path / "b.dcm")
+    assert seen is not None
+    assert (len(read_study(tmp_path, ONE).views), seen.what) == (2, "run")
+    whole = (tmp_path / "b.dcm").read_bytes()
+    del run.PixelData
+    for last in ("PresentationLUTShape", "IconImageSequence"):
+        run.save_as(tmp_path / "b.dcm", enforce_file_format=False)
+        study = read_study(tmp_path, ONE)
+        assert (len(study.views), study.others) == (1, 1)
+        seen = look_at_view(tmp_path / "b.dcm")
+        assert seen is not None
+        assert (seen.what, seen.reason) == ("other object", None)
+        if last in run:
+            del run[last]
+    icon_place, shape, pixels = whole.index(b"\x88\0\0\2SQ"), whole.index(b"P  \0CS"), whole.rindex(b"\xe0\x7f\x10\0OB")
+    for cut in (*range(icon_place, shape), *range(shape + 1, pixels), *range(pixels + 1, pixels + 12)):
+        (tmp_path / "b.dcm").write_bytes(whole[:cut])
+        assert "truncated" in refused(tmp_path)
 
 
 def test_a_directory_of_a_disc_is_no_view(tmp_path: Path, make_run: Write) -> None:

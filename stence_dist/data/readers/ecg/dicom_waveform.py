@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from stence_dist.data.readers.ecg.waveform import Device, Waveform, check_size, millivolts_per_unit
 from stence_dist.data.readers.limb_leads import canonical_lead
+from stence_dist.data.readers.lookalike import ECG_CLASSES, HEADLESS, is_headless
 from stence_dist.data.readers.record import MISSING, ReaderError
 
 WAVEFORM_CLASSES = frozenset(f"1.2.840.10008.5.1.4.1.1.9.1.{number}" for number in (1, 2, 3, 4))
@@ -67,9 +68,9 @@ class _Group:
 
 
 def is_dicom_waveform(path: Path, start: bytes) -> bool:
-    """Whether a file is an ECG in DICOM, by its SOP class; images are none."""
+    """Whether a file is an ECG in DICOM, by its SOP class; images are none. One without preamble is, and is refused."""
     if start[128:132] != b"DICM":
-        return False
+        return is_headless(start, ECG_CLASSES)
     from pydicom.filereader import read_file_meta_info, read_partial  # a second that only DICOM files need
 
     try:
@@ -107,6 +108,9 @@ def _read(path: Path) -> Waveform:
     size = path.stat().st_size
     if size > _LARGEST:
         raise ReaderError(f"the DICOM waveform file has {size} bytes; at most {_LARGEST} are read.")
+    with open(path, "rb") as file:
+        if is_headless(file.read(1024), ECG_CLASSES):
+            raise ReaderError(HEADLESS)
     if not _is_plain(read_file_meta_info(path)):
         raise ReaderError("the DICOM waveform is deflated or big endian; convert it to explicit VR little endian.")
     # From memory, so that a false length inside cannot ask for more of it than the file has.

@@ -6,6 +6,7 @@ from pathlib import Path
 from stence_dist.data.frames import FrameSettings
 from stence_dist.data.readers.images.memmap import is_declaration
 from stence_dist.data.readers.images.views_table import VIEWS_TABLE
+from stence_dist.data.readers.lookalike import HEADLESS, XRAY_CLASSES, is_headless, is_mac_companion
 from stence_dist.data.readers.record import ImageStudy, ReaderError
 
 _START = 65536  # bytes that a format is known by
@@ -42,10 +43,22 @@ def kind_of(path: Path) -> str | None:
     return next((name for name, (recognizes, _) in _kinds().items() if recognizes(path, start)), None)
 
 
+def fault_of(path: Path) -> str | None:
+    """What is wrong with a file that is of no kind and should be DICOM; None for any other file."""
+    with open(path, "rb") as file:
+        start = file.read(_START)
+    if is_headless(start, XRAY_CLASSES):
+        return HEADLESS
+    if path.suffix.lower() in (".dcm", ".dicom"):
+        return "a file ends in .dcm and holds no DICOM header; damaged?"
+    return None
+
+
 def study_files(path: Path) -> list[Path]:
     """The files of a study that may be views: all of a folder, searched recursively, or the one file."""
     found = sorted(path.rglob("*")) if path.is_dir() else [path]
-    return [file for file in found if file.is_file() and file.name != VIEWS_TABLE and not is_declaration(file)]
+    own = [file for file in found if file.is_file() and not is_mac_companion(file)]
+    return [file for file in own if file.name != VIEWS_TABLE and not is_declaration(file)]
 
 
 def _members(files: list[Path]) -> dict[str, list[Path]]:
@@ -55,16 +68,24 @@ def _members(files: list[Path]) -> dict[str, list[Path]]:
         name = kind_of(file)
         if name is not None:
             members.setdefault(name, []).append(file)
-        elif file.suffix.lower() in (".dcm", ".dicom"):
-            raise ReaderError("a file ends in .dcm and holds no DICOM header; damaged?", "study_path")
+        elif fault := fault_of(file):
+            raise ReaderError(fault, "study_path")
     return members
+
+
+def _holds_run(paths: list[Path]) -> bool:
+    """Whether any of these DICOM files is a run. Raises ReaderError for a damaged one before it."""
+    from stence_dist.data.readers.images.dicom_xa import is_run
+
+    return any(map(is_run, paths))
 
 
 def read_views(path: Path, settings: FrameSettings) -> ImageStudy:
     """The views of a study: a folder (searched recursively) of files of one kind, or one such file.
 
     Files are known by content; what is of no kind is counted. Kinds do not mix in a study, as one is often made from
-    the other: a picture may be a thumbnail or a report of a run, features come from frames. Raises ReaderError.
+    the other: features come from frames. Pictures beside runs in DICOM are counted, too: they are icons of a viewer,
+    thumbnails or reports. Raises ReaderError.
     """
     if not path.exists():
         raise ReaderError("the study folder does not exist.", "study_path")
@@ -74,6 +95,8 @@ def read_views(path: Path, settings: FrameSettings) -> ImageStudy:
     members = _members(files)
     if not members:
         raise ReaderError(f"zero views: none of {len(files)} files is of a known kind.", "study_path")
+    if members.keys() == {DICOM, PICTURES} and _holds_run(members[DICOM]):
+        del members[PICTURES]
     if len(members) > 1:
         counts = " and ".join(f"{len(members[name])} {name}" for name in kinds if name in members)
         raise ReaderError(

@@ -28,7 +28,11 @@ def _stored_range(header: Dataset) -> tuple[float, float]:
 
 
 def _looked_up(values: NDArray[Any], table: Dataset, little_endian: bool) -> tuple[NDArray[Any], float]:
-    """values through one item of a VOI LUT Sequence, and the largest value that it can give (PS3.3 C.11.2.1.1)."""
+    """values through one item of a VOI LUT Sequence, and what is white among them (PS3.3 C.11.2.1.1).
+
+    The bits per entry that files state are often those of the stored word (16 for entries up to 4095), or too few. So
+    white is the largest value of the bits that the largest entry takes, and of 8 or more.
+    """
     count, first, bits = (int(entry) for entry in table.LUTDescriptor)
     count = count or 65536
     if not 8 <= bits <= 16:
@@ -42,7 +46,8 @@ def _looked_up(values: NDArray[Any], table: Dataset, little_endian: bool) -> tup
     if len(entries) < count:
         raise ValueError("too few entries")
     places = np.clip(np.rint(values).astype(np.int64) - first, 0, count - 1)
-    return entries[places], 2.0**bits - 1
+    top = 2 ** max(8, int(entries[:count].max()).bit_length()) - 1
+    return entries[places], float(top)
 
 
 def to_gray(frame: NDArray[Any], header: Dataset, place: int) -> NDArray[np.float32]:

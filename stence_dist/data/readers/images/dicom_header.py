@@ -46,3 +46,36 @@ def number(header: Dataset, name: str, frame: int = 0) -> float | None:
     except (TypeError, ValueError, IndexError):
         return None
     return converted if math.isfinite(converted) else None
+
+
+def frame_angles(header: Dataset, frame: int, frames: int) -> tuple[float, float]:
+    """Primary and secondary angle in degrees of one frame of a run of so many; NaN = unknown."""
+    primary, secondary = (_angle(header, f"Positioner{axis}Angle", frame, frames) for axis in ("Primary", "Secondary"))
+    return primary, secondary
+
+
+def _angle(header: Dataset, name: str, frame: int, frames: int) -> float:
+    base = number(header, name, frame)
+    if base is None:
+        return math.nan
+    if "PerFrameFunctionalGroupsSequence" in header:  # of enhanced objects, where each frame states its own angle
+        return base
+    return base + _turned(header, f"{name}Increment", frame, frames)
+
+
+def _turned(header: Dataset, name: str, frame: int, frames: int) -> float:
+    """Degrees by which a moving positioner is off its stated angle at a frame; 0 where nothing is said of it.
+
+    One value is the average from frame to frame; else each frame has its own (PS3.3 C.8.7.5.1.3). NaN for any other
+    count, and for values that are no numbers.
+    """
+    try:
+        value = header[name].value if name in header else None
+        if value is None or value == "":
+            return 0.0
+        values = [float(entry) for entry in (value if isinstance(value, (list, MultiValue)) else [value])]
+    except Exception:  # pydicom parses elements where they are used, and damaged ones fail in many ways
+        return math.nan
+    if not all(map(math.isfinite, values)) or len(values) not in (1, frames):
+        return math.nan
+    return values[frame] if len(values) == frames else frame * values[0]

@@ -22,7 +22,7 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, generate_frames, get_frame, parse_basic_offsets, parse_fragments
-from pydicom.filereader import read_file_meta_info
+from pydicom.filereader import read_file_meta_info, read_partial
 from pydicom.pixels.decoders.base import Decoder, get_decoder
 from pydicom.pixels.utils import as_pixel_options
 from pydicom.uid import (
@@ -38,7 +38,7 @@ from stence_dist.data.frames import FrameSettings
 from stence_dist.data.readers.images.codecs import advice, codec_of, gdcm_module
 from stence_dist.data.readers.images.codestream import check_runs, jpeg2000_size, jpeg2000_stream, jpeg_size
 from stence_dist.data.readers.images.dicom_gray import to_gray
-from stence_dist.data.readers.images.dicom_header import number, stated
+from stence_dist.data.readers.images.dicom_header import frame_angles, number, stated
 from stence_dist.data.readers.images.run import Run, check_size, to_view
 from stence_dist.data.readers.images.views_table import read_views_table
 from stence_dist.data.readers.record import ImageStudy, ReaderError
@@ -64,6 +64,8 @@ _TAGS = [
     "CineRate",
     "PositionerPrimaryAngle",
     "PositionerSecondaryAngle",
+    "PositionerPrimaryAngleIncrement",
+    "PositionerSecondaryAngleIncrement",
     "ImagerPixelSpacing",
     "RescaleSlope",
     "RescaleIntercept",
@@ -77,6 +79,9 @@ _TAGS = [
     "ExtendedOffsetTableLengths",
 ]
 _PIXEL_DATA = (0x7FE0, 0x0010)
+_ICON = 0x0088_0200
+_UNDEFINED = 0xFFFF_FFFF  # length of a sequence that ends with the element below
+_SEQUENCE_END = b"\xfe\xff\xdd\xe0\0\0\0\0"
 _LARGEST_INFLATED = 128 * 1024**2  # bytes, all of them in memory: deflated runs are rare, and small
 _CHUNK = 1024**2
 
@@ -128,13 +133,37 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
             yield file
 
 
-def _pixel_element(file: BinaryIO, header: Dataset) -> tuple[str, int]:
-    """Value representation and stated length of the pixel data, before whose element the file stands, then value."""
+def is_icon_only(path: Path) -> bool:
+    """Whether an object ends, whole, without pixels but those of its icon: no run, whatever number of frames it states.
+
+    Raises whatever pydicom raises for a damaged file.
+    """
+    ends = [0]  # of each element, by its stated length; the pixel data, where the search stops, have none
+
+    with _opened(path) as file:
+
+        def stops(tag: Any, _vr: str | None, length: int) -> bool:
+            found = bool(tag == _PIXEL_DATA)
+            ends.append(0 if found else length if length == _UNDEFINED else file.tell() + length)
+            return found
+
+        header = read_partial(file, stops, specific_tags=[_ICON])
+        size = file.seek(0, io.SEEK_END)
+        file.seek(-len(_SEQUENCE_END), io.SEEK_END)
+        whole = ends[-1] == size or (ends[-1] == _UNDEFINED and file.read() == _SEQUENCE_END)
+    return whole and any("PixelData" in icon for icon in header.get("IconImageSequence") or ())
+
+
+def _pixel_element(file: BinaryIO, header: Dataset) -> tuple[str, int] | None:
+    """Value representation and stated length of the pixel data, before whose element the file stands, then value.
+
+    None where the file ends.
+    """
     implicit, little_endian = header.original_encoding
     order, size = "<" if little_endian else ">", 8 if implicit else 12
     start = file.read(size)
     if len(start) < size:
-        raise _fail("a DICOM run ends before its pixel data; is it truncated?")
+        return None
     if struct.unpack_from(f"{order}HH", start) != _PIXEL_DATA:
         raise _fail("the pixel data of a run are no integers, or stand elsewhere; convert the file.")
     return "" if implicit else start[4:6].decode("latin-1"), struct.unpack_from(f"{order}L", start, size - 4)[0]
@@ -166,7 +195,12 @@ def _open_run(path: Path) -> _File | None:
             frames = int(number(header, "NumberOfFrames") or 0)
             if sop_class not in RUN_CLASSES or frames == 1:
                 return None
-            vr, length = _pixel_element(file, header)
+            element = _pixel_element(file, header)
+            if element is None:
+                if is_icon_only(path):
+                    return None
+                raise _fail("a DICOM run ends before its pixel data; is it truncated?")
+            vr, length = element
             place = file.tell()
             frames = frames or _count_frames(file, header, length)
     except ReaderError:
@@ -182,6 +216,11 @@ def _open_run(path: Path) -> _File | None:
     if allocated not in (8, 16) or not 1 <= stored <= allocated or high >= stored:
         raise _fail(f"a run stores {stored} of {allocated} bits up to bit {high}; expected the lowest of 8 or of 16.")
     return _File(path, header, frames, place, vr)
+
+
+def is_run(path: Path) -> bool:
+    """Whether a DICOM file is a multi-frame XA or RF run, by its header. Raises ReaderError for a damaged file."""
+    return _open_run(path) is not None
 
 
 def _decoder(syntax: Any) -> tuple[Decoder, str]:
@@ -297,13 +336,6 @@ def _gray_frames(run: _File, indices: list[int] | None) -> Iterator[NDArray[np.f
             raise _fail(f"the gray scale of a run cannot be computed ({type(error).__name__}).") from None
 
 
-def _angles(header: Dataset, frame: int) -> tuple[float, float]:
-    """Primary and secondary angle of a frame in degrees; NaN = unknown."""
-    names = ("PositionerPrimaryAngle", "PositionerSecondaryAngle")
-    primary, secondary = (number(header, name, frame) for name in names)
-    return math.nan if primary is None else primary, math.nan if secondary is None else secondary
-
-
 def _frame_time(header: Dataset, frames: int) -> float | None:
     """Milliseconds from frame to frame: as stated, by steps, by rate, or by the points in time of enhanced objects."""
     time, rate = number(header, "FrameTime"), number(header, "CineRate")
@@ -339,7 +371,7 @@ def _run(file: _File) -> Run:
         rows=int(header.Rows),
         columns=int(header.Columns),
         key_frame=None if representative is None else int(representative) - 1,
-        angles=partial(_angles, header),
+        angles=partial(frame_angles, header, frames=file.frames),
         frame_time=_frame_time(header, file.frames),
         pixel_spacing=_spacing(header),
     )

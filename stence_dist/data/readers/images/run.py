@@ -2,11 +2,20 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stence_dist.data.frames import FrameSettings, contrast_frame, fit_square, frame_indices, mask_bands
+from stence_dist.data.frames import (
+    FrameSettings,
+    contrast_frame,
+    fit_square,
+    frame_indices,
+    is_saturated,
+    mask_bands,
+    shown_part,
+)
 from stence_dist.data.readers.images.views_table import ViewNote
 from stence_dist.data.readers.record import ReaderError, View
 
@@ -72,7 +81,8 @@ def _key_frame(run: Run, note: ViewNote | None, settings: FrameSettings) -> tupl
 def to_view(run: Run, note: ViewNote | None, settings: FrameSettings) -> View:
     """The stored view of a run: its key frame and those around it; angles from views.csv, else from the file.
 
-    A run of a single frame gives that frame as often as frames are wanted, as every run does beyond its ends.
+    A run of a single frame gives that frame as often as frames are wanted, as every run does beyond its ends. Only a
+    view whose key frame is almost all black or all white has `saturated` in its meta: its window does not fit, say.
     """
     key_frame, source = _key_frame(run, note, settings)
     indices = frame_indices(key_frame, settings.frames_per_view, settings.frame_spacing, run.frames)
@@ -80,7 +90,7 @@ def to_view(run: Run, note: ViewNote | None, settings: FrameSettings) -> View:
     decoded = dict(zip(wanted, _prepared(run, wanted, settings, settings.image_size), strict=True))
     noted = note is not None and not np.isnan(note.angulation).all()
     angulation = note.angulation if note and noted else np.array(run.angles(key_frame), dtype=np.float32)
-    meta = {
+    meta: dict[str, Any] = {
         "key_frame": key_frame,
         "key_frame_source": source,
         "frame_time": run.frame_time,
@@ -89,4 +99,6 @@ def to_view(run: Run, note: ViewNote | None, settings: FrameSettings) -> View:
         "columns": run.columns,
         "pixel_spacing": run.pixel_spacing,
     }
+    if is_saturated(shown_part(decoded[key_frame], run.rows, run.columns, settings)):
+        meta["saturated"] = True
     return View(np.stack([decoded[number] for number in indices]), angulation, meta)
