@@ -39,8 +39,7 @@ def small_shards(small_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -
     from stence_dist.data.build import build
 
     out = tmp_path_factory.mktemp("shards") / "set"
-    seed = 4  # pairs of either class in validation
-    build(BuildConfig(cohort=str(small_cohort), out=str(out), image_size=32, workers=1, shard_size=10, split_seed=seed))
+    build(BuildConfig(cohort=str(small_cohort), out=str(out), image_size=32, workers=1, shard_size=10))
     return out
 
 

@@ -98,7 +98,7 @@ def write_cohort(folder: Path, pairs: int = 24, ecg_only: int = 8, seed: int = 0
         study = f"study/s{number:03d}" if paired else ""
         age, sex, site = int(rng.integers(40, 80)), "MF"[number % 2], "AB"[number % 3 == 0]
         days = int(rng.integers(0, 30)) if paired else ""
-        lines.append([f"patient{number}", f"ecg/r{number:03d}", study, days, age, sex, site, *segments])
+        lines.append([f"patient-{number}", f"ecg/r{number:03d}", study, days, age, sex, site, *segments])
     with open(folder / "cohort.csv", "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([HEADER, *lines])
     (folder / "patient_key.txt").write_text("0123456789abcdef0123456789abcdef\n")

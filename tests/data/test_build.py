@@ -145,9 +145,9 @@ def test_stored_signals_are_those_of_the_files(small_cohort: Path, small_shards:
 
 def test_no_identifier_gets_in(small_cohort: Path, small_shards: Path) -> None:
     """Neither patient ids nor file names stand in any file of the set; the cohort holds them."""
-    assert b"patient7," in small_cohort.read_bytes()
+    assert b"patient-7," in small_cohort.read_bytes()
     for name, content in contents(small_shards).items():
-        for secret in (b"patient7", b"patient12", b"s007", b"run0.dcm", b"ecg/r0"):
+        for secret in (b"patient-7", b"patient-12", b"s007", b"run0.dcm", b"ecg/r0"):
             assert secret not in content, name
 
 

@@ -19,10 +19,10 @@ from stence_dist.data.loader import PairReader
 from stence_dist.errors import DataError
 from stence_dist.losses.tiles import Tiles
 from stence_dist.models.pair_model import PairModel
-from stence_dist.train import pretrain, run_folder
+from stence_dist.train import run, run_folder
 
 POINTS: dict[str, tuple[Any, str]] = {
-    "model": (pretrain, "build_pair_model"),
+    "model": (run, "build_pair_model"),
     "load": (PairReader, "training_samples"),
     "forward": (PairModel, "forward"),
     "backward": (Tiles, "pull_back"),
