@@ -12,4 +12,4 @@ mypy
 marks=()
 if [ -z "${SLOW:-}" ]; then marks=(-m "not slow"); fi
 # In the order of collection: files with few tests, which would come last otherwise, are those that take minutes.
-exec python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder "${marks[@]}" "$@"
+exec python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder --max-worker-restart=0 "${marks[@]}" "$@"

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from stence_dist.config.doctor import DoctorConfig
-from stence_dist.config.load import CONFIG_FOLDER, GROUPS, help_text, load, run
+from stence_dist.config.load import CONFIG_FOLDER, GROUPS, _guarded, help_text, load
 from stence_dist.config.pretrain import PretrainConfig
 from stence_dist.errors import ConfigError, StoppedError
 
@@ -138,9 +138,7 @@ def test_a_stop_is_no_failure_to_restart_from(monkeypatch: pytest.MonkeyPatch, r
     monkeypatch.setattr("sys.argv", ["doctor.py"])
     if restarts is not None:
         monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", restarts)
-    with pytest.raises(SystemExit) as ended:
-        run(DoctorConfig, "doctor", stop)
-    assert ended.value.code == code
+    assert _guarded(DoctorConfig, "doctor", stop) == code  # `run` would end this process where another test has ranks
 
 
 def test_a_verb_ends_with_the_right_code(tmp_path: Path) -> None:
