@@ -32,7 +32,7 @@ say "pretraining on $ranks ranks"
 deepspeed --num_accelerators "$ranks" --master_port "$port" "$root/launch/pretrain.py" \
     data.shards="$out/shards" run_dir="$out/run" recipe=phantom seed="$seed"
 say "probe, fine-tuning and scratch at few labels"
-python "$root/launch/compare.py" data.shards="$out/shards" weights="$out/run/ecg_tower.safetensors" run_dir="$out/run/compare" seed="$seed"
+python "$root/launch/compare.py" data.shards="$out/shards" weights="$out/run/ecg_tower.safetensors" run_dir="$out/run/compare" repeats=1 seed="$seed"
 say "report"
 python "$root/launch/report.py" run_dir="$out/run"
 say "done"
