@@ -54,6 +54,8 @@ def test_two_ranks_then_one_four_and_three(shards: Path, tmp_path: Path) -> None
     np.testing.assert_allclose([row["loss"] for row in here], [row["loss"] for row in there], rtol=1e-5)
 
 
+# So many steps at the usual rates amplify the last bit, in which numbers of ranks differ, beyond any tolerance.
+LONG_RUN = [*RUN, "steps=150", "optimizer.ecg_lr=2e-4", "optimizer.image_lr=2e-4"]
 # torch 2.13's agents otherwise keep the first round's store to themselves: a node that joins waits for it in vain.
 SEPARATE_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
@@ -97,7 +99,7 @@ class Agents:
 @pytest.fixture
 def agents(shards: Path, tmp_path: Path) -> Iterator[Agents]:
     """No agent yet; whatever is left is killed at the end."""
-    arguments = [*RUN, "steps=150", f"data.shards={shards}", f"run_dir={tmp_path / 'run'}", "engine.timeout_s=20"]
+    arguments = [*LONG_RUN, f"data.shards={shards}", f"run_dir={tmp_path / 'run'}", "engine.timeout_s=20"]
     group = Agents(arguments, tmp_path / "logs")
     yield group
     for process in group.processes:
@@ -132,8 +134,8 @@ def test_torchrun_goes_on_when_a_node_joins_and_when_one_dies(agents: Agents, sh
     agents.kill(1)
     wait_for(run, lambda found: world_size(run) == 1, agents, 120)
     assert agents.processes[0].wait(timeout=240) == 0, agents.text()
-    pretrain("python", 1, [*RUN, "steps=150", f"data.shards={shards}", f"run_dir={whole}"])
+    pretrain("python", 1, [*LONG_RUN, f"data.shards={shards}", f"run_dir={whole}"])
     here, there = steps(run), steps(whole)
     assert [row["step"] for row in here] == list(range(1, 151))
     assert [row["batch_hash"] for row in here] == [row["batch_hash"] for row in there]
-    np.testing.assert_allclose([row["loss"] for row in here], [row["loss"] for row in there], rtol=1e-4)
+    np.testing.assert_allclose([row["loss"] for row in here], [row["loss"] for row in there], rtol=1e-5)
