@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -80,42 +80,66 @@ def encode(record: EcgRecord, study: ImageStudy | None, meta: dict[str, Any]) ->
     return members
 
 
+class _Stretch(NamedTuple):
+    """Where one tensor lies in a safetensors body, and what it is."""
+
+    low: int
+    high: int
+    shape: tuple[int, ...]
+    stored: str  # the name of its type there
+    dtype: np.dtype[Any]
+
+
+def _stretch(entry: dict[str, Any]) -> _Stretch:
+    """What a header's entry describes. Raises ValueError, KeyError or TypeError where that is no tensor."""
+    (low, high), shape, dtype = entry["data_offsets"], tuple(entry["shape"]), np.dtype(_STORED_AS[entry["dtype"]])
+    if not 0 <= low <= high or any(side < 0 for side in shape):
+        raise ValueError("a tensor lies outside of the member")
+    if math.prod(shape) * dtype.itemsize != high - low:
+        raise ValueError("a tensor's shape does not fit its bytes")
+    return _Stretch(low, high, shape, entry["dtype"], dtype)
+
+
+@functools.lru_cache(maxsize=256)
+def _views_layout(header: bytes) -> tuple[tuple[_Stretch, ...], _Stretch]:
+    """Views and angulation that a `views.safetensors` header announces; studies of as many views have the same header.
+
+    Views that lie one behind the other, as up to ten do, are one stretch (V, ...). Raises as `_stretch`.
+    """
+    entries = json.loads(header)
+    entries.pop("__metadata__", None)
+    angulation = _stretch(entries.pop("angulation"))
+    prefix = "frames" if "frames_0" in entries else "tokens"
+    views = [_stretch(entries[f"{prefix}_{number}"]) for number in range(len(entries))]
+    if angulation.shape != (len(views), 2) or angulation.dtype != np.float32:
+        raise ValueError("angulation does not fit the views")
+    if any((view.shape, view.stored) != (views[0].shape, views[0].stored) for view in views):
+        raise ValueError("views differ in shape or type")
+    if all(one.high == other.low for one, other in itertools.pairwise(views)):
+        whole = views[0]._replace(high=views[-1].high, shape=(len(views), *views[0].shape))
+        return (whole,), angulation
+    return tuple(views), angulation
+
+
 def _decode_views(content: Buffer) -> tuple[NDArray[Any], NDArray[np.float32]]:
     """Views (V, ...) and angulation (V, 2) of a `views.safetensors`; bfloat16 tokens come back as float32, exactly.
 
     The layout is the published one: 8 bytes with the length of a JSON header, the header, the data. The library would
-    copy every tensor twice; here views that lie one behind the other, as up to ten do, are not copied at all.
+    copy every tensor twice; here one stretch of views is not copied at all.
     """
     start = 8 + int.from_bytes(content[:8], "little")
-    header = json.loads(bytes(content[8:start]))
-    header.pop("__metadata__", None)
+    views, angulation = _views_layout(bytes(content[8:start]))
     body = content[start:]
-    angulation = _array(body, header.pop("angulation"))
-    prefix = "frames" if "frames_0" in header else "tokens"
-    ordered = [header[f"{prefix}_{number}"] for number in range(len(header))]
-    if angulation.shape != (len(ordered), 2) or angulation.dtype != np.float32:
-        raise ValueError("angulation does not fit the views")
-    if any((entry["shape"], entry["dtype"]) != (ordered[0]["shape"], ordered[0]["dtype"]) for entry in ordered):
-        raise ValueError("views differ in shape or type")
-    ends = [entry["data_offsets"] for entry in ordered]
-    if all(one[1] == other[0] for one, other in itertools.pairwise(ends)):
-        together = {"shape": [len(ordered), *ordered[0]["shape"]], "data_offsets": [ends[0][0], ends[-1][1]]}
-        return _array(body, {**ordered[0], **together}), angulation
-    return np.stack([_array(body, entry) for entry in ordered]), angulation
+    found = [_array(body, view) for view in views]
+    return found[0] if len(found) == 1 else np.stack(found), _array(body, angulation)
 
 
-def _array(body: Buffer, entry: dict[str, Any]) -> NDArray[Any]:
-    """One tensor of a safetensors body, as its header entry describes it; memory is shared but for bfloat16.
-
-    Raises ValueError, KeyError or TypeError for an entry that does not describe a stretch of the body.
-    """
-    (low, high), shape, dtype = entry["data_offsets"], entry["shape"], np.dtype(_STORED_AS[entry["dtype"]])
-    if not (0 <= low <= high <= len(body) and all(side >= 0 for side in shape)):
+def _array(body: Buffer, place: _Stretch) -> NDArray[Any]:
+    """One tensor of a safetensors body; memory is shared but for bfloat16. Raises ValueError beyond the body's end."""
+    if place.high > len(body):
         raise ValueError("a tensor lies outside of the member")
-    if math.prod(shape) * dtype.itemsize != high - low:
-        raise ValueError("a tensor's shape does not fit its bytes")
-    stored = np.frombuffer(body[low:high], dtype=dtype).reshape(shape)
-    if entry["dtype"] == "BF16":
+    stored = np.frombuffer(body[place.low : place.high], dtype=place.dtype).reshape(place.shape)
+    if place.stored == "BF16":
         return (stored.astype(np.uint32) << 16).view(np.float32)
     return stored
 
@@ -144,7 +168,7 @@ def decode(members: Mapping[str, Buffer]) -> StoredSample:
     """
     try:
         values = _decode_ecg(members["ecg.npy"])
-        meta = json.loads(bytes(members["meta.json"]))
+        meta = json.loads(str(members["meta.json"], "utf-8"))
         ecg = meta["ecg"]
         views: NDArray[Any] | None = None
         angulation = np.zeros((0, 2), dtype=np.float32)
