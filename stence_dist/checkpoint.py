@@ -27,7 +27,7 @@ from stence_dist.errors import CommonFailureError, DataError
 
 logger = logging.getLogger("stence_dist")
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 _PREFIX = "step_"
 _UNTRAINED = "untrained"
