@@ -20,6 +20,14 @@ def options(defaults: Mapping[str, str], arguments: list[str] | None = None) -> 
     return {**defaults, **given}
 
 
+def whole(options: Mapping[str, str], name: str, *, least: int = 1) -> int:
+    """An option as a whole number of at least `least`; anything else ends the program with code 2."""
+    text = options[name]
+    if not text.isdecimal() or int(text) < least:
+        refuse(f"{name}={text} is not understood. Use a whole number from {least} on.")
+    return int(text)
+
+
 def refuse(message: str) -> NoReturn:
     """End the program as a usage error."""
     sys.stderr.write(f"error: {message}\n")

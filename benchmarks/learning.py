@@ -137,9 +137,7 @@ def parse(arguments: list[str]) -> Sizes:
     for name, value in claims.options(defaults, arguments).items():
         if value != defaults[name]:
             text = name in ("out", "also")
-            if not text and not value.isdecimal():
-                claims.refuse(f"{name}={value} is no whole number.")
-            given[name] = value if text else int(value)
+            given[name] = value if text else claims.whole({name: value}, name, least=0 if name == "seed" else 1)
     sizes = Sizes(**given)
     if set(sizes.also.split(",")) - {"none", "windows", "stence"}:
         claims.refuse(f"also={sizes.also} is not known. Use windows, stence, or both with a comma between.")

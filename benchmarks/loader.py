@@ -168,7 +168,7 @@ def waiting(run: Path) -> float:
 def main() -> int:
     """Measure, print the table, write the file."""
     options = claims.options({"out": "", "rounds": "9", "run": ""})
-    rounds = int(options["rounds"])
+    rounds = claims.whole(options, "rounds")
     warnings.filterwarnings("ignore", module="webdataset")
     found = claims.Claims()
     with tempfile.TemporaryDirectory() as folder:

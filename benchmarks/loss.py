@@ -231,7 +231,7 @@ def spread(spent: NDArray[np.float64], label: str) -> dict[str, float]:
 def main() -> int:
     """Measure everything, print the table, write the file."""
     options = claims.options({"out": "", "rounds": "50", "largest": "16384"})
-    rounds, largest = int(options["rounds"]), int(options["largest"])
+    rounds, largest = claims.whole(options, "rounds"), claims.whole(options, "largest")
     found = claims.Claims()
     for (size, width, scale), limit in TIMES.items():
         if size <= largest:

@@ -103,6 +103,7 @@ def seconds(form: Callable[[Values], list[Tensor]], values: Values) -> float:
 def main() -> int:
     """Measure all forms in turns, print the table, write the file."""
     options = claims.options({"out": "", "rounds": "7", "compile": "0"})
+    rounds = claims.whole(options, "rounds")
     torch.set_num_threads(1)
     found = claims.Claims()
     candidates = forms(options["compile"] == "1")
@@ -117,7 +118,7 @@ def main() -> int:
             )
             for name, form in candidates.items()
         }
-        for _ in range(int(options["rounds"])):
+        for _ in range(rounds):
             for name, form in {"dense": lambda given: once(dense, given), **candidates}.items():
                 times[name].append(seconds(form, values))
         middle = {name: float(np.median(spent)) for name, spent in times.items()}

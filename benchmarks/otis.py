@@ -103,37 +103,39 @@ def kept_bytes(encoder: EcgEncoder, ecg: Tensor) -> int:
     for module in encoder.modules():
         if isinstance(module, WeightsKept) and module.attn_map is not None:
             pack(module.attn_map)
+            module.attn_map = None  # it holds the whole graph
     del features
     return sum(found.values())
 
 
-def highest_bytes(name: str, rows: int, seconds: float) -> int:
-    """The highest use of memory during one update, over that before it."""
-    if DEVICE == "cpu":
-        command = [sys.executable, __file__, "memory", name, str(rows), str(seconds)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            sys.exit(f"error: {' '.join(command)} failed:\n{done.stderr[-3000:]}")
-        return int(json.loads(done.stdout))
+def memory_of(name: str, rows: int, seconds: float) -> dict[str, int]:
+    """Bytes `kept` for the backward pass, and the `highest` use during one update over that before it."""
+    if DEVICE == "cuda":
+        return memory_here(name, rows, seconds)
+    command = [sys.executable, __file__, "memory", name, str(rows), str(seconds)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"error: {' '.join(command)} failed:\n{done.stderr[-3000:]}")
+    found: dict[str, int] = json.loads(done.stdout)
+    return found
+
+
+def memory_here(name: str, rows: int, seconds: float) -> dict[str, int]:
+    """The same in this process; on a CPU it must be fresh, or memory that an allocator holds hides the use."""
     encoder = form_of(name, seconds)
     ecg = signal(encoder, rows)
     update(encoder, ecg[:1])
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    update(encoder, ecg)
-    return torch.cuda.max_memory_allocated() - before
-
-
-def memory_main(name: str, rows: int, seconds: float) -> None:
-    """A fresh process: print the highest resident bytes over those before one update."""
-    torch.set_num_threads(1)
-    encoder = form_of(name, seconds)
-    ecg = signal(encoder, rows)
-    update(encoder, ecg[:1])
-    Path("/proc/self/clear_refs").write_text("5")  # the highest size begins anew, at what is resident now
-    before = highest_resident()
-    update(encoder, ecg)
-    print(json.dumps(highest_resident() - before))
+    if DEVICE == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        update(encoder, ecg)
+        highest = torch.cuda.max_memory_allocated() - before
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # the highest size begins anew, at what is resident now
+        before = highest_resident()
+        update(encoder, ecg)
+        highest = highest_resident() - before
+    return {"kept": kept_bytes(encoder, ecg), "highest": highest}
 
 
 def highest_resident() -> int:
@@ -154,19 +156,28 @@ def distance(one: EcgEncoder, other: EcgEncoder) -> float:
 def main() -> int:
     """Measure all sizes, print the table, write the file."""
     options = claims.options({"out": "", "rounds": "5", "batches": BATCHES[DEVICE], "seconds": "3"})
-    seconds, rounds = float(options["seconds"]), int(options["rounds"])
+    seconds, rounds = claims.whole(options, "seconds"), claims.whole(options, "rounds")
+    batches = [claims.whole({"batches": text}, "batches") for text in options["batches"].split(",")]
     torch.set_num_threads(1)
     encoders = {name: form_of(name, seconds) for name in FORMS}
     found = claims.Claims()
-    for rows in map(int, options["batches"].split(",")):
+    for rows in batches:
+        what = f"B={rows}, {seconds:g} s"
+        memory = {name: memory_of(name, rows, seconds) for name in FORMS}
+        for label, limit, kind in (
+            ("kept for the backward pass", KEPT, "kept"),
+            ("highest memory", HIGHEST, "highest"),
+        ):
+            figures = {f"{name}_gb": sizes[kind] / 1e9 for name, sizes in memory.items()}
+            ratio = memory["ours"][kind] / memory["published"][kind]
+            found.add(f"{label}, {what}, ours / published", ratio, limit, **figures)
         ecg = signal(encoders["ours"], rows)
-        what = f"B={rows}, {seconds:g} s, ours / published"
         features = {name: update(encoder, ecg) for name, encoder in encoders.items()}
         apart = max(
             float((features["ours"] - features["published"]).norm() / features["published"].norm()),
             distance(encoders["ours"], encoders["published"]),
         )
-        found.add(f"largest difference of features and gradients, B={rows}, {seconds:g} s", apart, SAME[DEVICE])
+        found.add(f"largest difference of features and gradients, {what}", apart, SAME[DEVICE])
         spent: dict[str, list[float]] = {name: [] for name in FORMS}
         for _ in range(rounds):
             for name, encoder in encoders.items():
@@ -175,17 +186,13 @@ def main() -> int:
                 spent[name].append(time.perf_counter() - started)
         middle = {name: float(np.median(times)) for name, times in spent.items()}
         spread = {f"{name}_s": value for name, value in middle.items()}
-        found.add(f"time, {what}", middle["ours"] / middle["published"], TIME, **spread)
-        kept = {name: float(kept_bytes(encoder, ecg)) for name, encoder in encoders.items()}
-        highest = {name: float(highest_bytes(name, rows, seconds)) for name in FORMS}
-        for label, limit, sizes in (("kept for the backward pass", KEPT, kept), ("highest memory", HIGHEST, highest)):
-            figures = {f"{name}_gb": size / 1e9 for name, size in sizes.items()}
-            found.add(f"{label}, {what}", sizes["ours"] / sizes["published"], limit, **figures)
+        found.add(f"time, {what}, ours / published", middle["ours"] / middle["published"], TIME, **spread)
     return found.finish(options["out"], torch=torch.__version__, device=DEVICE, threads=1)
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["memory"]:
-        memory_main(sys.argv[2], int(sys.argv[3]), float(sys.argv[4]))
+        torch.set_num_threads(1)
+        print(json.dumps(memory_here(sys.argv[2], int(sys.argv[3]), float(sys.argv[4]))))
         sys.exit(0)
     sys.exit(main())

@@ -62,7 +62,8 @@ def bare_loop(run: Any) -> Callable[[int], None]:
                 config=config.loss,
             )
             loss.total.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), config.engine.gradient_clipping)
+            if config.engine.gradient_clipping:
+                nn.utils.clip_grad_norm_(model.parameters(), config.engine.gradient_clipping)
             optimizer.step()
 
     return updates
@@ -99,11 +100,15 @@ def main() -> int:
     defaults = {"shards": "", "out": "", "ranks": "2", "rounds": "100", "steps": "3"}
     overrides = [argument for argument in sys.argv[1:] if argument.partition("=")[0] not in defaults]
     options = claims.options(defaults, [argument for argument in sys.argv[1:] if argument not in overrides])
+    ranks, rounds, steps = (claims.whole(options, name) for name in ("ranks", "rounds", "steps"))
     if not options["shards"]:
         claims.refuse("shards= must be given.")
+    unlike = [key for key in overrides if key.partition("=")[0] in ("engine.precision", "engine.accumulation")]
+    if unlike or torch.cuda.is_available():
+        claims.refuse(f"{unlike or 'A GPU'} would change our form alone: the bare loop is fp32 on a CPU, in one pass.")
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", options["ranks"]]
-        command += [__file__, "rank", folder, options["rounds"], options["steps"]]
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+        command += [__file__, "rank", folder, str(rounds), str(steps)]
         command += [f"data.shards={options['shards']}", *overrides]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -113,7 +118,7 @@ def main() -> int:
     ratios = ours / bare
     found = claims.Claims()
     found.add(
-        f"wall time of an update on {options['ranks']} rank(s), ours / bare loop",
+        f"wall time of an update on {ranks} rank(s), ours / bare loop",
         float(np.median(ratios)),
         CLAIM,
         quarter=float(np.quantile(ratios, 0.25)),

@@ -14,7 +14,9 @@ fi
 
 newer() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
 python=""
-for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11 python3.14 python}; do
+candidates=(python3 python3.13 python3.12 python3.11 python3.14 python)
+if [ -n "${PYTHON:-}" ]; then candidates=("$PYTHON"); fi
+for candidate in "${candidates[@]}"; do
     if newer "$candidate"; then
         # Not the one inside an environment: that may be the very .venv that is made again below.
         python=$("$candidate" -c 'import sys; print(sys._base_executable)')
@@ -22,7 +24,7 @@ for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11 python3.14 p
     fi
 done
 if [ -z "$python" ]; then
-    found=$( (python3 --version || python --version) 2>&1 | tail -n 1) || true
+    found=$(for candidate in "${candidates[@]}"; do "$candidate" --version 2>/dev/null && break; done) || true
     echo "error: Python 3.11 or newer is needed, found: ${found:-none}. Install it, or name one: PYTHON=/path/to/python3.11 bash $0" >&2
     exit 2
 fi

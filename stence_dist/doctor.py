@@ -1,4 +1,7 @@
-"""What this machine can do, and what is missing for what."""
+"""What this machine can do, and what is missing for what.
+
+torch and numpy are imported where they are used, so that a broken one is a finding and hides no other.
+"""
 
 import importlib.metadata
 import json
@@ -17,7 +20,6 @@ from typing import Any
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from stence_dist import distributed, files
 from stence_dist.config.doctor import DoctorConfig
 from stence_dist.errors import CheckFailedError, RefusedError
 
@@ -50,7 +52,11 @@ def _attempt(part: str, name: str, look: Callable[[], str]) -> Finding:
     except RefusedError as error:
         return Finding(part, name, "problem", str(error))
     except Exception as error:  # whatever a broken installation raises is the finding
-        return Finding(part, name, "problem", f"{type(error).__name__}: {str(error)[:200]}")
+        return _broken(part, name, error)
+
+
+def _broken(part: str, name: str, error: Exception) -> Finding:
+    return Finding(part, name, "problem", f"{type(error).__name__}: {str(error)[:200]}")
 
 
 def _requirements() -> list[Requirement]:
@@ -101,14 +107,21 @@ def _extras() -> list[Finding]:
 
 
 def _devices() -> list[Finding]:
-    import torch
-
     cores = len(os.sched_getaffinity(0))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     findings = [Finding("devices", "CPU", "ok", f"{cores} cores, {memory / 2**30:.0f} GiB of memory")]
     threads = os.environ.get("OMP_NUM_THREADS")
     told = f"OMP_NUM_THREADS={threads}" if threads else "OMP_NUM_THREADS is not set: ranks of a node share its cores"
     findings.append(Finding("devices", "threads", "ok", told))
+    return [*findings, *_gpus()]
+
+
+def _gpus() -> list[Finding]:
+    try:
+        import torch
+    except Exception as error:  # absent, or without a library of its own
+        return [_broken("devices", "torch", error)]
+    findings = []
     if not torch.cuda.is_available():
         built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a CPU build"
         findings.append(Finding("devices", "GPU", "missing", f"none that torch can use (torch is {built})"))
@@ -137,6 +150,8 @@ def _codecs() -> list[Finding]:
 
 
 def _try_writing(folder: Path) -> str:
+    from stence_dist import files  # imports numpy
+
     with tempfile.TemporaryDirectory(prefix=".stence-doctor-", dir=folder) as place:
         files.write_text(Path(place) / "file", "text")
         lock = files.FolderLock(Path(place), "doctor").acquire()
@@ -184,8 +199,14 @@ def _try_name() -> str:
     return f"this host's name resolves to {socket.gethostbyname(name)}"
 
 
+def _try_back_ends() -> str:
+    from stence_dist import distributed  # imports torch
+
+    return ", ".join(distributed.backends())
+
+
 def _network() -> list[Finding]:
-    findings = [Finding("network", "back ends", "ok", ", ".join(distributed.backends()))]
+    findings = [_attempt("network", "back ends", _try_back_ends)]
     findings.append(_attempt("network", "ports", _try_port))
     by_name = _attempt("network", "host name", _try_name)
     if by_name.state != "ok":  # only runs over several nodes meet by name
@@ -208,7 +229,7 @@ def examine(folder: Path) -> list[Finding]:
         try:
             findings += look()
         except Exception as error:  # a package that cannot be imported must not hide what else is wrong
-            findings.append(Finding(part, part, "problem", f"{type(error).__name__}: {str(error)[:200]}"))
+            findings.append(_broken(part, part, error))
     return findings
 
 

@@ -60,7 +60,8 @@ def embed(config: EmbedConfig) -> None:
     if rejects:
         write_rejects(listed, rejects)
     if not arrays:
-        raise DataError(f"None of the {total} recordings in {source} could be read; see {config.out}.rejects.csv.")
+        see = f"could be read; see {listed}." if rejects else "is there: it holds no recording."
+        raise DataError(f"None of the {total} recordings in {source} {see}")
     with files.replacing(config.out, mode=0o600) as temporary, open(temporary, "wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
     logger.info("%s: %d recordings, %d rejected", config.out, len(arrays["record"]), len(rejects))

@@ -10,6 +10,6 @@ ruff check .
 ruff format --check .
 mypy
 marks=()
-if [ -z "${SLOW:-}" ]; then marks=(-m "not slow"); fi
+if [ "${SLOW:-0}" = 0 ]; then marks=(-m "not slow"); fi
 # In the order of collection: files with few tests, which would come last otherwise, are those that take minutes.
 exec python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder --max-worker-restart=0 "${marks[@]}" "$@"

@@ -2,7 +2,9 @@
 
 import importlib.metadata
 import json
+import os
 import resource
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from pydicom.uid import UID
 
 from stence_dist import doctor as examined
 from stence_dist.config.doctor import DoctorConfig
+from stence_dist.config.load import CONFIG_FOLDER
 from stence_dist.data.readers.images.codecs import COMMON
 from stence_dist.doctor import EXTRAS, Finding, doctor, examine
 from stence_dist.errors import CheckFailedError
@@ -83,3 +86,32 @@ def test_problems_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     with pytest.raises(CheckFailedError, match=r"2 problems \(pydicom, writing\)"):
         doctor(DoctorConfig(folder=str(tmp_path / "absent")))
     assert "3.0.1 is installed, >=3.0.2 is needed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("package", "error", "findings"),
+    [
+        ("torch", 'OSError("libcudnn.so.9: cannot open shared object file")', {"torch", "back ends"}),
+        ("torch", "ModuleNotFoundError(\"No module named 'torch'\")", {"torch", "back ends"}),
+        ("numpy", 'ImportError("numpy.core.multiarray failed to import")', {"writing"}),
+    ],
+)
+def test_a_broken_package_is_a_finding_among_others(
+    package: str, error: str, findings: set[str], tmp_path: Path
+) -> None:
+    """A package that raises when it is imported, first on the path: its error is printed, all else, too; code 1."""
+    (tmp_path / package).mkdir()
+    (tmp_path / package / "__init__.py").write_text(f"raise {error}\n")
+    script = [sys.executable, str(CONFIG_FOLDER.parent / "launch" / "doctor.py"), "json=true", f"folder={tmp_path}"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(script, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    printed = json.loads(done.stdout)
+    assert not printed["usable"]
+    problems = {entry["name"]: entry["text"] for entry in printed["findings"] if entry["state"] == "problem"}
+    assert findings <= problems.keys()
+    assert all(error.partition("(")[0] in problems[name] for name in findings)
+    parts = {entry["part"] for entry in printed["findings"]}
+    assert parts == {"packages", "extras", "devices", "codecs", "storage", "network"}
+    assert {"CPU", "threads", "disk", "open files", "ports"} <= {entry["name"] for entry in printed["findings"]}

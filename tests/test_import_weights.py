@@ -1,6 +1,7 @@
 """Published checkpoints, written here in their layouts: what is taken, what is dropped, what is refused, and back."""
 
 import argparse
+import dataclasses
 import os
 import pickle
 import subprocess
@@ -16,7 +17,7 @@ import torch
 from recordings import sine_ecg, write_wfdb
 from torch import Tensor
 
-from stence_dist.config.ecg_encoder import OTIS_SIZES, ResNetConfig
+from stence_dist.config.ecg_encoder import OTIS_SIZES, OtisConfig, ResNetConfig
 from stence_dist.config.embed import EmbedConfig
 from stence_dist.config.import_weights import ImportWeightsConfig
 from stence_dist.config.load import CONFIG_FOLDER, load
@@ -39,6 +40,8 @@ OFFSETS = {
     "electromechanics": 36,
     "temperature": 37,
 }
+# Channels of each: what lies between the offsets. With the row of padding they are the 39 rows of the published table.
+CHANNELS = dict(zip(OFFSETS, (1, 2, 1, 12, 1, 19, 1, 1), strict=True))
 TINY = (16, 2, 2)  # width, depth, heads
 Tensors = dict[str, Tensor]
 
@@ -101,8 +104,8 @@ def otis_file(path: Path, model: Tensors, **changes: Any) -> Path:
         "optimizer": {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 1e-3, "params": [0]}]},
         "epoch": 199,
         "scaler": {"scale": 65536.0},
-        "args": argparse.Namespace(blr=3e-5, patch_size=(1, 24), output_dir="", wandb=True),
-        "domains": {name: torch.Size([1, 12, 1008]) for name in OFFSETS},
+        "args": argparse.Namespace(blr=3e-5, time_steps=1008, patch_size=(1, 24), output_dir="", wandb=True),
+        "domains": {name: torch.Size([1, count, 1008]) for name, count in CHANNELS.items()},
         "domain_offsets": OFFSETS,
         **changes,
     }
@@ -203,15 +206,15 @@ def test_leads_have_the_rows_that_the_file_says(offsets: dict[str, int] | None, 
 @pytest.mark.usefixtures("tiny")
 @pytest.mark.parametrize(("seconds", "stored"), [(3.0, 62), (10.0, 208), (1.0, 42)])
 def test_positions_are_stretched_and_never_squeezed(seconds: float, stored: int, tmp_path: Path) -> None:
-    """A table whose rows are their own numbers, k, becomes (k + 1/2) 42 / T' - 1/2, held at both ends."""
+    """A table whose rows are their own numbers, k, becomes (k + 1/2) 42 / T' - 1/2 + 1, held at both ends."""
     encoder = filled(encoder_shapes(TINY))
-    encoder["pos_embed_x"] = torch.arange(-1.0, 42.0)[None, :, None].expand(1, 43, 8).clone()
+    encoder["pos_embed_x"] = torch.arange(0.0, 43.0)[None, :, None].expand(1, 43, 8).clone()
     tower = import_otis(otis_file(tmp_path / "file.pth", encoder), "otis_base", seconds=seconds)
     table = weights_of(tower)["pos_embed_x"]
     assert table.shape == (1, stored + 1, 8)
-    expected = np.clip((np.arange(stored) + 0.5) * 42 / stored - 0.5, 0, 41)
+    expected = 1 + np.clip((np.arange(stored) + 0.5) * 42 / stored - 0.5, 0, 41)
     np.testing.assert_allclose(table[0, 1:, 0].numpy(), expected, atol=1e-5)
-    assert bool((table[0, 0] == -1).all())
+    assert not table[0, 0].any()
     assert tower(torch.randn(1, 12, tower.spec.samples))[0].shape == (1, 16)
 
 
@@ -255,6 +258,72 @@ def test_export_gives_back_what_was_imported(embedding: int | None, tmp_path: Pa
         export_weights(build_ecg_tower(ResNetConfig(), None, seed=0), tmp_path / "other.pt")
 
 
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize(("seconds", "stored"), [(0.5, 42), (3.0, 62), (10.0, 208)])
+def test_an_exported_tower_has_the_same_features(seconds: float, stored: int, tmp_path: Path) -> None:
+    """Also where it stretches 42 positions itself: the file has what its windows need, as StenCE's have."""
+    tower = build_ecg_tower(OtisConfig(seconds=seconds, width=16, depth=2, heads=2), None, seed=3).eval()
+    export_weights(tower, tmp_path / "file.pt")
+    again = import_stence(tmp_path / "file.pt", seconds)
+    ecg = torch.randn(2, 12, tower.spec.samples)
+    assert weights_of(again)["pos_embed_x"].shape[1] == 1 + stored
+    assert torch.equal(again(ecg)[0], tower(ecg)[0])
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"ecg_offset": 9}, r"ecg_offset=9 \(4 there\)"),
+        ({"heads": 4}, r"heads=4 \(2 there\)"),
+    ],
+)
+def test_what_the_layout_cannot_carry_is_not_exported(changes: dict[str, int], part: str, tmp_path: Path) -> None:
+    """Imported again, each of these would be the published value without a word, and the features others; all else
+    shows in a shape."""
+    config = dataclasses.replace(OtisConfig(width=16, depth=2, heads=2), **changes)
+    with pytest.raises(DataError, match=part):
+        export_weights(build_ecg_tower(config, None, seed=0), tmp_path / "file.pt")
+    assert not (tmp_path / "file.pt").exists()
+
+
+@pytest.mark.usefixtures("tiny")
+def test_tables_of_positions_may_have_what_the_file_states(tmp_path: Path) -> None:
+    """Other samples in OTiS's arguments, other channels in its domains: tables of these sizes or of the published
+    ones, and no others."""
+    stated = {
+        "args": argparse.Namespace(time_steps=2400),
+        "domains": {"ecg": torch.Size([1, 12, 2400])},
+        "domain_offsets": {"ecg": 0},
+    }
+    encoder = filled(encoder_shapes(TINY, positions=100, rows=13))
+    tower = import_otis(otis_file(tmp_path / "own.pth", encoder, **stated), "otis_base")
+    assert same(weights_of(tower), encoder)
+    other = filled(encoder_shapes(TINY, positions=62, rows=14))
+    with pytest.raises(DataError) as caught:
+        import_otis(otis_file(tmp_path / "other.pth", other, **stated), "otis_base")
+    assert "pos_embed_x has the shape (1, 63, 8), expected (1, 101, 8)" in str(caught.value)
+    assert "pos_embed_y.weight has the shape (14, 8), expected (13, 8)" in str(caught.value)
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize(
+    ("seconds", "legal"), [(3.0, {62}), (10.0, {62, 208}), (1.0, {42, 62})], ids=["3 s", "10 s", "1 s"]
+)
+def test_stence_stores_what_its_windows_need(seconds: float, legal: set[int], tmp_path: Path) -> None:
+    """62 positions, or those of the windows that are asked for."""
+    for positions in (11, 41, 42, 61, 62, 63, 208):
+        encoder = filled(encoder_shapes(TINY, positions=positions))
+        path = stence_file(tmp_path / "file.pt", stence_tensors(encoder))
+        if positions in legal:
+            import_stence(path, seconds)
+            continue
+        with pytest.raises(DataError, match=rf"model.pos_embed_x has the shape \(1, {positions + 1}, 8\)"):
+            import_stence(path, seconds)
+    with pytest.raises(DataError, match=r"\(30, 8\), expected \(39, 8\)"):
+        import_stence(stence_file(path, stence_tensors(filled(encoder_shapes(TINY, positions=62, rows=30)))), seconds)
+
+
 # ---- what is refused
 
 
@@ -292,7 +361,19 @@ MISTAKES: dict[str, tuple[Callable[[Tensors], Tensors], list[str]]] = {
     ),
     "no rows for the leads": (
         lambda t: edited(t, **{"pos_embed_y.weight": torch.zeros(16, 8)}),
-        ["pos_embed_y.weight has the shape (16, 8), expected (17, 8)"],
+        ["pos_embed_y.weight has the shape (16, 8), expected (39, 8)"],
+    ),
+    "fewer rows": (
+        lambda t: edited(t, **{"pos_embed_y.weight": t["pos_embed_y.weight"][:30].clone()}),
+        ["pos_embed_y.weight has the shape (30, 8), expected (39, 8)"],
+    ),
+    "fewer positions": (
+        lambda t: edited(t, pos_embed_x=t["pos_embed_x"][:, :11].clone()),
+        ["pos_embed_x has the shape (1, 11, 8), expected (1, 43, 8)"],
+    ),
+    "no row of the class token": (
+        lambda t: edited(t, pos_embed_x=t["pos_embed_x"][:, 1:].clone()),
+        ["pos_embed_x has the shape (1, 42, 8), expected (1, 43, 8)"],
     ),
     "a flat table": (
         lambda t: edited(t, pos_embed_x=torch.zeros(43, 8)),
@@ -304,7 +385,7 @@ MISTAKES: dict[str, tuple[Callable[[Tensors], Tensors], list[str]]] = {
     ),
     "not finite": (lambda t: edited(t, **{"norm.bias": torch.full((16,), torch.nan)}), ["norm.bias has values"]),
     "not stored": (
-        lambda t: edited(t, pos_embed_x=torch.zeros(1, 1, 8).expand(1, 10**9, 8)),
+        lambda t: edited(t, pos_embed_x=torch.zeros(1, 1, 8).expand(1, 43, 8)),
         ["pos_embed_x is not stored whole"],
     ),
     "not dense": (lambda t: edited(t, **{"norm.bias": torch.zeros(16).to_sparse()}), ["'norm.bias'"]),

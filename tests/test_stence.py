@@ -13,7 +13,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from stence_dist.config.data import DataConfig
 from stence_dist.config.ecg_encoder import OtisConfig, ResNetConfig
 from stence_dist.config.engine import EngineConfig
-from stence_dist.config.finetune import FinetuneConfig
+from stence_dist.config.finetune import FinetuneConfig, SupervisedConfig
 from stence_dist.config.image_tower import PixelsConfig, TokensConfig
 from stence_dist.config.load import CONFIG_FOLDER, load
 from stence_dist.config.pretrain import PretrainConfig
@@ -25,6 +25,7 @@ from stence_dist.evaluate.knn import knn_scores
 from stence_dist.models.ecg_tower import build_ecg_tower, embed_windows
 from stence_dist.models.pair_model import build_pair_model
 from stence_dist.train.plan import plan
+from stence_dist.train.supervised import EcgClassifier, train_classifier, training_reader
 from stence_dist.train.validate import Validation
 
 REQUIRED = ["data.shards=S", "run_dir=R", "recipe=stence_otis"]
@@ -185,6 +186,23 @@ def test_the_recipe_builds_its_model(pretraining: PretrainConfig) -> None:
     assert {name.split(".")[0] for name, _ in model.image_tower.named_parameters()} == {"pool"}
     small = dataclasses.replace(pretraining.ecg_encoder, width=12, depth=1)
     assert build_ecg_tower(small, None, seed=0).encoder.network.lead_rows.tolist() == list(range(5, 17))
+
+
+def test_labels_leave_the_table_of_times(small_shards: Path) -> None:
+    """As published: fine-tuning keeps OTiS's positions in time and trains all else; pretraining trains them, too."""
+    shards = ShardSet.open(small_shards)
+    config = OtisConfig(seconds=1.0, width=16, depth=1, heads=2, patch=100, positions=5, drop_path=0.0)
+    tower = build_ecg_tower(config, None, seed=0)
+    assert all(parameter.requires_grad for parameter in tower.parameters())
+    classifier = EcgClassifier(tower.encoder)
+    before = {name: value.clone() for name, value in classifier.state_dict().items()}
+    settings = SupervisedConfig(steps=3, lr=1e-2, warmup=0.0)
+    reader = training_reader(shards, np.arange(8), tower, settings, seed=0, verify="off")
+    samples = shards.table("train").sample[:8]
+    labels = {int(sample): float(place % 2) for place, sample in enumerate(samples)}
+    train_classifier(classifier, reader, labels, settings, workers=0)
+    kept = {name for name, value in classifier.state_dict().items() if torch.equal(value, before[name])}
+    assert kept == {"encoder.network.pos_embed_x"}
 
 
 def test_euclidean_neighbors_equal_scikit_learn() -> None:

@@ -114,6 +114,14 @@ def test_thresholds_per_segment() -> None:
     assert label(rows, "patient", TargetsConfig(), study).tolist() == [0, 0, 0]
 
 
+def test_thresholds_outside_are_refused() -> None:
+    """Each by its own name; segment 0 hides no threshold."""
+    with pytest.raises(ConfigError, match=r"targets\.threshold is 500"):
+        TargetsConfig(threshold=500, segment_thresholds={1: 50})
+    with pytest.raises(ConfigError, match="names segment 0"):
+        TargetsConfig(segment_thresholds={0: 50})
+
+
 def test_major_segments_feed_patient_and_arteries_only() -> None:
     """StenCE's eight: a severe OM (12) leaves patient and lca negative, its own target and lcx positive; an
     unreported one leaves them known."""

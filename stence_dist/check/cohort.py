@@ -1,7 +1,6 @@
 """A cohort table: its rows as a build would take them, and the files that they name."""
 
 import math
-import os
 import re
 import secrets
 from collections import Counter, defaultdict
@@ -27,6 +26,7 @@ from stence_dist.data.cohort import (
     patient_key,
     read_cohort,
     read_key,
+    same_file,
 )
 from stence_dist.data.cohort_table import LABEL_COLUMN, SEGMENT_COLUMNS, read_lines, read_table
 from stence_dist.data.index import SPLITS
@@ -34,7 +34,7 @@ from stence_dist.errors import DataError
 
 HINT = "Row 12 is the twelfth below the table's header."
 _SPLIT_SEED = 0  # the build's default; another seed gives other splits of the same shares
-_ANOTHER = "the ECG is that of an earlier row, of another patient; rejected"
+_ANOTHER = "the ECG or the study is that of an earlier row, of another patient; rejected"
 _FILES = ("ecg_path", "study_path", "patient_id")
 
 
@@ -146,7 +146,7 @@ def _report_rejects(section: Section, rejects: Sequence[Reject], owners: Mapping
 
 def _reject_reason(reject: Reject, owners: Mapping[int, str]) -> str:
     """Why rows are rejected, without what stands in them. `owners`: patient keys by row."""
-    earlier = re.match(r"(?:duplicate of|the ECG of) row (\d+)", reject.reason)
+    earlier = re.match(r"(?:duplicate of|the ECG of|the study of) row (\d+)", reject.reason)
     if earlier and owners.get(int(earlier[1])) != reject.patient_key:
         return _ANOTHER
     if earlier:
@@ -184,7 +184,7 @@ def _look_at_files(
     """Look at every ECG once and at every study; the rows that a build would lose."""
     owners: dict[str, list[CohortRow]] = defaultdict(list)
     for row in rows:
-        owners[os.path.normpath(row.ecg_path).removesuffix(".hea")].append(row)
+        owners[same_file(row.ecg_path)].append(row)
     items = []
     for first, *_ in owners.values():
         path = folder / first.ecg_path

@@ -51,7 +51,7 @@ def check_folder(path: Path, config: CheckConfig) -> Result:
     for number, file in enumerate(files, start=1):
         fields.add(identifiers.of_names(file.relative_to(path).parts), identifiers.NAMES, f"file {number}")
     contents = _sort_out(files)
-    result = _result("folder", contents, fields, len(files), config)
+    result = _result("folder", path, contents, fields, len(files), config)
     if closed:
         result.sections[0].add(WARNING, "folders cannot be opened", closed)
     return result
@@ -71,7 +71,7 @@ def check_file(path: Path, config: CheckConfig) -> Result:
             f"path={path} is neither an ECG, nor a picture or run, nor a table of a known kind. Expected a recording, "
             "a folder, a cohort table (CSV, Parquet) or a shard set."
         )
-    return _result("file", contents, fields, 1, config)
+    return _result("file", path.parent, contents, fields, 1, config)
 
 
 def _list_files(folder: Path) -> tuple[list[Path], int]:
@@ -157,23 +157,38 @@ def _spread(items: list[tuple[str, Path]], limit: int | None) -> list[tuple[str,
     return [items[place * len(items) // limit] for place in range(limit)]
 
 
-def _notes(folder: Path, known: dict[Path, dict[str, ViewNote]], failed: Tally, label: str) -> dict[str, ViewNote]:
-    """The notes of a folder's views.csv, read once."""
-    if folder not in known:
-        known.clear()  # files come folder by folder
+class _Notes:
+    """The views.csv of the folders below `root`, each read once, and what is wrong with them."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._tables: dict[Path, dict[str, ViewNote] | None] = {}
+        self.failed = Tally()
+
+    def of(self, file: Path, label: str) -> ViewNote | None:
+        """What the table nearest to a file says of it: that of its own folder, or of one above, as a study has it."""
+        for folder in file.parents:
+            if folder not in self._tables:
+                self._tables[folder] = self._read(folder, label)
+            table = self._tables[folder]
+            if table is not None:
+                return table.get(file.relative_to(folder).as_posix())
+            if folder == self._root:
+                break
+        return None
+
+    def _read(self, folder: Path, label: str) -> dict[str, ViewNote] | None:
         try:
-            known[folder] = read_views_table(folder)
+            return read_views_table(folder) if (folder / VIEWS_TABLE).is_file() else None
         except (ReaderError, OSError):
-            known[folder] = {}
-            failed.add("views.csv cannot be read; expected the columns file,key_frame,primary,secondary", label)
-    return known[folder]
+            self.failed.add("views.csv cannot be read; expected the columns file,key_frame,primary,secondary", label)
+            return {}
 
 
-def _read_views(items: list[tuple[str, Path]], views: Views, workers: int) -> Tally:
+def _read_views(root: Path, items: list[tuple[str, Path]], views: Views, workers: int) -> Tally:
     """Look at the header of every view and count it; what is wrong with tables of angles."""
-    known: dict[Path, dict[str, ViewNote]] = {}
-    failed = Tally()
-    notes = [_notes(path.parent, known, failed, label).get(path.name) for label, path in items]
+    tables = _Notes(root)
+    notes = [tables.of(path, label) for label, path in items]
     looks = Parallel(n_jobs=workers, return_as="generator")(
         delayed(look_at_view)(path, note) for (_, path), note in zip(items, notes, strict=True)
     )
@@ -182,14 +197,16 @@ def _read_views(items: list[tuple[str, Path]], views: Views, workers: int) -> Ta
             if view is not None:
                 views.add(Place(label, path), view, path)
             bar.update()
-    return failed
+    return tables.failed
 
 
-def _result(kind: str, contents: _Contents, fields: identifiers.Fields, files: int, config: CheckConfig) -> Result:
+def _result(
+    kind: str, root: Path, contents: _Contents, fields: identifiers.Fields, files: int, config: CheckConfig
+) -> Result:
     recordings, views = Recordings(fields), Views(fields)
     ecgs, seen = _spread(contents.ecgs, config.limit), _spread(contents.views, config.limit)
     read_all([(Place(label, path), path) for label, path in ecgs], recordings, config.workers)
-    tables = _read_views(seen, views, config.workers)
+    tables = _read_views(root, seen, views, config.workers)
     counts = {"ECGs": len(contents.ecgs), "views and other DICOM files": len(contents.views)}
     overview = Section("files", "Files")
     rows = [*counts.items(), *contents.others.ordered()]

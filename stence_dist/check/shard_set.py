@@ -39,12 +39,9 @@ def check_shards(path: Path, config: CheckConfig) -> Result:
     try:
         verify(path)
         shards = ShardSet.open(path)
-    except CheckFailedError as error:
+    except (CheckFailedError, DataError) as error:
         for problem in _problems(str(error), path):
             section.add(PROBLEM, problem)
-        return Result("shard set", {}, [section])
-    except DataError:
-        section.add(PROBLEM, "the set's sidecars and its index do not describe the same samples; build it again")
         return Result("shard set", {}, [section])
     tables = {split: shards.table(split) for split in SPLITS}
     section.tables = [_split_table(tables), _column_table(tables), _dataset_table(shards)]
@@ -72,13 +69,13 @@ def check_shards(path: Path, config: CheckConfig) -> Result:
 
 
 def _problems(message: str, folder: Path) -> list[str]:
-    """The lines of a verification that failed, without the folder and without names that no shard set gives."""
+    """The lines of an error about a set, without the folder and without names that no shard set gives."""
     lines = message.splitlines()
     found = [line.strip() for line in lines if line.startswith("  ")] or [lines[0]]
     texts = []
     for line in found:
         text = line.replace(str(folder.absolute()) + "/", "").replace(str(folder.absolute()), "the folder")
-        text = re.sub(r"'[^']*'", "…", text)
+        text = re.sub(r"'[^']*'|\"[^\"]*\"", "…", text)
         words = [word if _may_be_named(word) else "a file of another name" for word in text.split(" ")]
         texts.append(" ".join(words))
     return texts

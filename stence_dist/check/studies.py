@@ -31,7 +31,7 @@ class ViewSeen:
     what: str = RUN
     reason: str | None = None
     syntax: str = ""  # transfer syntax
-    decodes: bool = True  # by what is installed here
+    decodes: bool = True  # by what is installed here; nobody decodes what is no run
     frames: int | None = None
     size: str = ""
     bits: int | None = None
@@ -59,7 +59,7 @@ def look_at_view(path: Path, note: ViewNote | None = None) -> ViewSeen | None:
                 return ViewSeen(DICOM, reason=fault) if fault else None
     except Exception as error:  # headers are damaged in many ways
         return ViewSeen(kind or "unknown", reason=plain_reason(error))
-    return ViewSeen(kind, angles=_noted(note), key_frame="" if kind in TOKENS else _key_frame(note, False))
+    return ViewSeen(kind, angles=_noted(note), key_frame="" if kind in TOKENS else _key_frame(note))
 
 
 def _noted(note: ViewNote | None) -> tuple[float, float] | None:
@@ -68,10 +68,8 @@ def _noted(note: ViewNote | None) -> tuple[float, float] | None:
     return float(note.angulation[0]), float(note.angulation[1])
 
 
-def _key_frame(note: ViewNote | None, stated: bool) -> str:
-    if note is not None and note.key_frame is not None:
-        return VIEWS_TABLE
-    return "header" if stated else "contrast"
+def _key_frame(note: ViewNote | None) -> str:
+    return VIEWS_TABLE if note is not None and note.key_frame is not None else "contrast"
 
 
 def _look_at_picture(path: Path, note: ViewNote | None) -> ViewSeen:
@@ -83,48 +81,78 @@ def _look_at_picture(path: Path, note: ViewNote | None) -> ViewSeen:
 
 
 def _look_at_dicom(path: Path, note: ViewNote | None) -> ViewSeen:
+    """Whether it is a run that can be used is its reader's own word; all the rest is for show."""
     from stence_dist.data.readers.images.codecs import codec_of
-    from stence_dist.data.readers.images.dicom_header import frame_angles, number, stated
-    from stence_dist.data.readers.images.dicom_xa import RUN_CLASSES, is_icon_only
+    from stence_dist.data.readers.images.dicom_header import number
+    from stence_dist.data.readers.images.dicom_xa import run_of
+    from stence_dist.data.readers.images.run import known_key_frame
 
-    header = headers.read_header(path)
-    if header is None:
-        return ViewSeen(DICOM, fields=frozenset({identifiers.NOT_SEARCHED}), syntax="deflated", what=UNSEEN)
-    fields = headers.of_dicom(header)
-    syntax = str(header.file_meta.get("TransferSyntaxUID", ""))
-    sop_class = str(header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID", ""))
-    rows, columns, frames, bits, allocated = (
-        int(number(header, name) or 0) for name in ("Rows", "Columns", "NumberOfFrames", "BitsStored", "BitsAllocated")
-    )
-    if not rows or ("IconImageSequence" in header and is_icon_only(path)):
-        return ViewSeen(DICOM, NO_RUN, fields=frozenset(fields), syntax=syntax)
-    burned_in = str(stated(header, "BurnedInAnnotation") or "").strip().upper()
-    burned_in = burned_in if burned_in in ("NO", "YES") else "not stated"
-    if burned_in != "NO":
-        fields.add(identifiers.BURNED_IN)
-    key = number(header, "RepresentativeFrameNumber")
-    frame = note.key_frame if note is not None and note.key_frame is not None else int(key or 1) - 1
-    angles = _noted(note) or frame_angles(header, min(max(frame, 0), max(frames - 1, 0)), frames)
-    time = number(header, "FrameTime")
-    rate = 1000 / time if time else number(header, "CineRate")
-    known = ViewSeen(
+    header, fields, burned_in = _searched(path)
+    try:
+        run = run_of(path)
+        key = None if run is None else known_key_frame(run, note)
+    except Exception as error:  # as wherever a study is read
+        return ViewSeen(DICOM, reason=plain_reason(error), fields=fields)
+    if run is None:
+        return ViewSeen(DICOM, _what_else(path, header), fields=fields)
+    syntax = _syntax_of(path)
+    allocated, bits = (int(number(header, name) or 0) for name in ("BitsAllocated", "BitsStored"))
+    # A header that was not searched, as a deflated one, states no bits: its file is smaller than its frames.
+    needed = run.frames * run.rows * run.columns * allocated // 8
+    if _is_plain(syntax) and path.stat().st_size < needed:
+        return ViewSeen(DICOM, reason="a run has fewer bytes than its header states; truncated?", fields=fields)
+    frame, source = key or (0, "contrast")
+    angles = _noted(note) or run.angles(frame)
+    return ViewSeen(
         DICOM,
-        NO_RUN if sop_class not in RUN_CLASSES else SINGLE if frames == 1 else RUN,
         syntax=syntax,
         decodes=codec_of(syntax, bits) is not None,
-        frames=frames or None,
-        size=f"{rows} x {columns}",
-        bits=bits,
-        rate=rate if rate and rate > 0 else None,
+        frames=run.frames,
+        size=f"{run.rows} x {run.columns}",
+        bits=bits or None,
+        rate=1000 / run.frame_time if run.frame_time and run.frame_time > 0 else None,
         angles=None if any(np.isnan(angles)) else angles,
-        key_frame=_key_frame(note, key is not None),
+        key_frame=source,
         burned_in=burned_in,
-        fields=frozenset(fields),
+        fields=fields,
     )
-    needed = rows * columns * max(frames, 1) * allocated // 8
-    if known.what == RUN and _is_plain(syntax) and path.stat().st_size < needed:
-        return ViewSeen(DICOM, reason="a run has fewer bytes than its header states; truncated?", fields=known.fields)
-    return known
+
+
+def _searched(path: Path) -> tuple[Any, frozenset[str], str]:
+    """A DICOM header, the kinds of fields that it fills, and its word on burned-in text; empty if unsearchable."""
+    from pydicom.dataset import Dataset
+
+    from stence_dist.data.readers.images.dicom_header import number, stated
+
+    try:
+        header = headers.read_header(path)
+        fields = {identifiers.NOT_SEARCHED} if header is None else headers.of_dicom(header)
+    except Exception:  # headers are damaged in many ways, and whoever reads the run says so
+        header, fields = None, {identifiers.NOT_SEARCHED}
+    if header is None:
+        return Dataset(), frozenset(fields), "not stated"
+    burned_in = str(stated(header, "BurnedInAnnotation") or "").strip().upper()
+    burned_in = burned_in if burned_in in ("NO", "YES") else "not stated"
+    if number(header, "Rows") and burned_in != "NO":
+        fields.add(identifiers.BURNED_IN)
+    return header, frozenset(fields), burned_in
+
+
+def _what_else(path: Path, header: Any) -> str:
+    """What an object is that is no run: a single frame of the classes of runs, or anything else."""
+    from stence_dist.data.readers.images.dicom_xa import RUN_CLASSES, is_icon_only
+
+    if not header:
+        return UNSEEN
+    sop_class = header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID")
+    is_still = sop_class in RUN_CLASSES and "Rows" in header
+    return SINGLE if is_still and not ("IconImageSequence" in header and is_icon_only(path)) else NO_RUN
+
+
+def _syntax_of(path: Path) -> str:
+    from pydicom.filereader import read_file_meta_info
+
+    return str(read_file_meta_info(path).get("TransferSyntaxUID", ""))
 
 
 @lru_cache(maxsize=256)
@@ -162,7 +190,7 @@ def look_at_study(path: Path) -> tuple[list[tuple[Path, ViewSeen]], int, str | N
         if view is not None:
             seen.append((file, view))
     kinds = {view.kind for _, view in seen}
-    if kinds == {DICOM, PICTURES} and any(view.kind == DICOM and view.what in (RUN, UNSEEN) for _, view in seen):
+    if kinds == {DICOM, PICTURES} and any(view.kind == DICOM and view.what == RUN for _, view in seen):
         seen = [(file, view) for file, view in seen if view.kind == DICOM]
         kinds = {DICOM}
     failed = [view.reason for _, view in seen if view.reason is not None]
@@ -170,7 +198,7 @@ def look_at_study(path: Path) -> tuple[list[tuple[Path, ViewSeen]], int, str | N
         reason = failed[0]
     elif len(kinds) > 1:
         reason = f"the study mixes kinds of views ({' and '.join(sorted(kinds))}); one kind only."
-    elif not any(view.what in (RUN, UNSEEN) for _, view in seen):
+    elif not any(view.what == RUN for _, view in seen):
         reason = "no view: no file is a run of several frames, a picture, a map or stored features."
     return seen, len(files) - len(seen), reason
 

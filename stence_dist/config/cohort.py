@@ -1,5 +1,6 @@
 """Which rows of a shard set take part."""
 
+import math
 import re
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -40,10 +41,9 @@ def parse_rule(text: str) -> Rule:
 
 def _is_number(text: str) -> bool:
     try:
-        float(text)
+        return math.isfinite(float(text))
     except ValueError:
         return False
-    return True
 
 
 @dataclass

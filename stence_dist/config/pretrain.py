@@ -22,7 +22,9 @@ class PretrainConfig:
     steps: int | None = key("length in optimizer steps; null = by epochs", None)
     epochs: float = key("length in passes over the training pairs, where steps is null", 30.0)
     seed: int = key("seed of initialization, order and augmentation", 0)
-    init_from: str | None = key("ECG tower's file that the ECG tower starts from; null = fresh weights", None)
+    init_from: str | None = key(
+        "ECG tower's file to start from; ecg_encoder must choose its kind; null = fresh weights", None
+    )
     embedding: int = key("width E of the joint embedding", 256)
     log_every: int = key("steps between rows of metrics.jsonl", 10)
     save_every: int = key("steps between checkpoints", 200)

@@ -20,13 +20,17 @@ class TargetsConfig:
             raise ConfigError(f"targets.unreported={self.unreported} is not known. Use unknown or normal.")
         if self.segments not in ("all", "major"):
             raise ConfigError(f"targets.segments={self.segments} is not known. Use all or major.")
-        for segment, percent in {0: self.threshold, **self.segment_thresholds}.items():
-            if not 0 < percent <= 100:
-                where = f"segment_thresholds of segment {segment}" if segment else "threshold"
-                raise ConfigError(f"targets.{where} is {percent}. Use percent diameter stenosis above 0, up to 100.")
-            if not 0 <= segment <= 16:
+        _check_percent("threshold", self.threshold)
+        for segment, percent in self.segment_thresholds.items():
+            if not 1 <= segment <= 16:
                 raise ConfigError(f"targets.segment_thresholds names segment {segment}. AHA segments are 1 to 16.")
+            _check_percent(f"segment_thresholds of segment {segment}", percent)
 
     def threshold_of(self, segment: int) -> float:
         """The severity threshold of one AHA segment, in percent."""
         return self.segment_thresholds.get(segment, self.threshold)
+
+
+def _check_percent(name: str, percent: float) -> None:
+    if not 0 < percent <= 100:
+        raise ConfigError(f"targets.{name} is {percent}. Use percent diameter stenosis above 0, up to 100.")

@@ -33,6 +33,7 @@ _RANGES = {
 }
 _FLAG_COLUMNS = ("acute", "prior_revascularization", "after_procedure")
 _FLAGS = {"0": 0, "false": 0, "no": 0, "0.0": 0, "1": 1, "true": 1, "yes": 1, "1.0": 1}
+_SEXES = {"": None, "M": "M", "MALE": "M", "F": "F", "FEMALE": "F"}
 _UNKNOWN = ("", "nan", "na", "null", "none")
 _LONGEST_TEXT = 64
 
@@ -146,9 +147,9 @@ def _check_row(number: int, values: Mapping[str, str], key: str) -> CohortRow:
     segments = tuple(_number(values, name, 0.0, 100.0) for name in SEGMENT_COLUMNS)
     columns: dict[str, Any] = {field: _number(values, field, *_RANGES[field]) for field in _RANGES}
     sex = values.get("sex", "").upper()
-    if sex not in ("M", "F", ""):
+    if sex not in _SEXES:
         raise _FieldError("sex", f"sex holds {len(sex)} characters; expected M, F or empty.")
-    columns["sex"] = sex or None
+    columns["sex"] = _SEXES[sex]
     for field in (*_FLAG_COLUMNS, *(name for name in values if LABEL_COLUMN.fullmatch(name))):
         text = values.get(field, "").casefold()
         if text not in _UNKNOWN and text not in _FLAGS:
@@ -226,7 +227,7 @@ def _with_splits(rows: Sequence[CohortRow], splits: Sequence[str]) -> list[Cohor
     return [CohortRow(**{**vars(row), "split": split}) for row, split in zip(rows, splits, strict=True)]
 
 
-def _same_file(path: str) -> str:
+def same_file(path: str) -> str:
     """One text for the spellings of a path that mean one recording; a WFDB record may be named by its header."""
     return os.path.normpath(path).removesuffix(".hea") if path else ""
 
@@ -234,9 +235,10 @@ def _same_file(path: str) -> str:
 def read_cohort(path: Path, columns: ColumnsConfig, secret: bytes, seed: int) -> Cohort:
     """The table's good rows with patient keys and splits, and the rejected ones.
 
-    A row with a bad field is rejected, and so is one that repeats the ECG and the study of an earlier row. Splits come
-    from the column where it is filled, and are then checked; else patients are drawn 70/10/20, stratified on severe
-    stenosis. Raises DataError for a table that cannot be used, a patient in two splits, or a split without a row.
+    A row with a bad field is rejected, and so is one that repeats the ECG and the study of an earlier row, or has the
+    ECG or the study of another patient's. Splits come from the column where it is filled, and are then checked; else
+    patients are drawn 70/10/20, stratified on severe stenosis. Raises DataError for a table that cannot be used, a
+    patient in two splits, or a split without a row.
     """
     table = read_table(path, columns)
     given = _given_splits(table, path)
@@ -244,22 +246,26 @@ def read_cohort(path: Path, columns: ColumnsConfig, secret: bytes, seed: int) ->
     rejects: list[Reject] = []
     ids: dict[str, str] = {}
     first: dict[tuple[str, str], int] = {}
-    owners: dict[str, tuple[str, int]] = {}  # ECG -> patient key, row
+    owners: dict[str, dict[str, tuple[str, int]]] = {"ECG": {}, "study": {}}  # what -> its path -> patient key, row
     for number, values in enumerate(table, start=1):
         key = patient_key(secret, values["patient_id"]) if values["patient_id"] else ""
         try:
             row = _check_row(number, values, key)
-            recording = (_same_file(row.ecg_path), _same_file(row.study_path))
+            recording = (same_file(row.ecg_path), same_file(row.study_path))
             if recording in first:
                 raise _FieldError("ecg_path", f"duplicate of row {first[recording]} (same ecg_path and study_path).")
-            owner = owners.setdefault(recording[0], (key, number))
-            if owner[0] != key:
-                raise _FieldError("ecg_path", f"the ECG of row {owner[1]}, which is another patient's.")
+            for (what, mine), place in zip(owners.items(), recording, strict=True):
+                owner = mine.get(place, (key, number))
+                if place and owner[0] != key:
+                    field = f"{what.lower()}_path"
+                    raise _FieldError(field, f"the {what} of row {owner[1]}, which is another patient's.")
         except _FieldError as error:
             place = values["study_path"] if error.field == "study_path" else values["ecg_path"]
             rejects.append(Reject(number, key, error.field, str(error), place))
             continue
         first[recording] = number
+        for mine, place in zip(owners.values(), recording, strict=True):
+            mine.setdefault(place, (key, number))
         ids[values["patient_id"]] = key
         rows.append(row)
     if given:

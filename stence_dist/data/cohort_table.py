@@ -109,8 +109,18 @@ def read_lines(path: Path, key: str) -> tuple[list[str], list[list[str]]]:
     return header, lines
 
 
+def without_na(cell: str) -> str:
+    """A cell's text; empty where it is `NA`, which R's write.csv puts for the unknown in a column of any type."""
+    text = cell.strip()
+    return "" if text == "NA" else text
+
+
 def read_table(path: Path, columns: ColumnsConfig) -> list[dict[str, str]]:
-    """The table's rows as text by canonical column name; unknown columns are left out. Raises DataError."""
+    """The table's rows as text by canonical column name; unknown columns are left out. Raises DataError.
+
+    `NA` is empty, but in the two columns that every row needs: there it may be a name.
+    """
     header, lines = read_lines(path, "cohort")
     places = _find_columns(path, header, columns)
-    return [{name: line[place].strip() for name, place in places.items()} for line in lines]
+    texts = {name: str.strip if name in ("patient_id", "ecg_path") else without_na for name in places}
+    return [{name: texts[name](line[place]) for name, place in places.items()} for line in lines]

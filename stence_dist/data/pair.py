@@ -4,21 +4,33 @@ import csv
 import io
 import logging
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, time
 from pathlib import Path
 
 from stence_dist.config.pair import PairConfig
-from stence_dist.data.cohort_table import COLUMNS, found_columns, read_lines
+from stence_dist.data.cohort_table import COLUMNS, found_columns, read_lines, without_na
 from stence_dist.errors import DataError
 from stence_dist.files import write_text
 
 log = logging.getLogger("stence_dist")
 
 _DAY = 86400.0  # seconds
-_NOT_COPIED = ("study_path", "ecg_path", "days_between", "after_procedure")
+# What the join itself fills or uses: a table's other column of such a name must not take its place.
+_NOT_COPIED = ("patient_id", "date", "study_path", "ecg_path", "days_between", "after_procedure")
+# Fixed widths, so that a text has one reading. No year before 1900: ten digits may count seconds since 1970.
+_DATE = re.compile(
+    r"(?P<date>(?!0|1[0-8])\d{4}(?P<dash>-?)\d\d(?P=dash)\d\d)"
+    r"(?:(?:[T ]|(?<=\d{8}))(?P<clock>\d\d(?:(?P<colon>:?)\d\d(?P<second>(?P=colon)\d\d(?:[.,]\d{1,9})?)?)?)"
+    r"(?P<offset>Z|[+-]\d\d(?(second)(?::?[0-5]\d)?|:?[0-5]\d))?)?",  # PostgreSQL writes +02, always after seconds
+    re.ASCII,
+)
+_UNDERSTOOD = (
+    "2024-05-31 or 20240531, alone or with a time (2024-05-31 10:30, 20240531103000, 2024-05-31T10:30:00+02:00)"
+)
 
 
 @dataclass(frozen=True)
@@ -28,7 +40,7 @@ class _Entry:
     row: int
     patient: str
     path: str
-    date: datetime
+    date: datetime  # with an offset from UTC where the table states one
     has_time: bool
     values: Mapping[str, str]
 
@@ -46,6 +58,13 @@ class _LeftOut:
         """Forget what was said of `rows` of `table`: they are in the cohort table after all."""
         self.rows = [entry for entry in self.rows if entry[0] != table or entry[1] not in rows]
 
+    def log(self) -> Counter[tuple[str, str]]:
+        """Say how many rows of which table have which reason, and return it."""
+        reasons = Counter((table, reason) for table, _, reason in self.rows)
+        for (table, reason), count in reasons.most_common():
+            log.info("%6d  %s: %s", count, table, reason)
+        return reasons
+
     def csv(self) -> str:
         text = io.StringIO(newline="")
         writer = csv.writer(text, lineterminator="\n")
@@ -55,20 +74,27 @@ class _LeftOut:
 
 
 def parse_date(text: str) -> tuple[datetime, bool] | None:
-    """The date in `text`, and whether it states a time; None for anything but YYYY-MM-DD or YYYYMMDD [time]."""
-    text = text.strip()
+    """The date in `text`, and whether it states a time; None for anything but YYYY-MM-DD or YYYYMMDD, alone or with
+    HH[:MM[:SS[.f]]] after T, a space or (where there are no dashes) nothing. After a time, Z or ±HH:MM is kept.
+
+    This is how DICOM, HL7, aECG, ISO 8601 and SQL write dates.
+    """
+    found = _DATE.fullmatch(text.strip())
+    if found is None:
+        return None
+    date = found["date"].replace("-", "")
+    clock, offset = ((found[name] or "").replace(":", "") for name in ("clock", "offset"))
     try:
-        found = datetime.fromisoformat(text)
-    except ValueError:
-        try:
-            found = datetime.strptime(text.partition(".")[0], "%Y%m%d%H%M%S")  # DICOM's date and time
-        except ValueError:
-            return None
-    return found.replace(tzinfo=None), len(text) > 10
+        return datetime.fromisoformat(f"{date}T{clock}{offset}" if clock else date), bool(clock)
+    except ValueError:  # the 31st of June, 25 o'clock
+        return None
 
 
 def _entries(path: Path, key: str, config: PairConfig, date: str, place: str, left_out: _LeftOut) -> list[_Entry]:
-    """The usable rows of one table. Raises DataError for a table without the columns that are needed."""
+    """The usable rows of one table. Raises DataError for a table without the columns that are needed.
+
+    Where no time is other than 00:00:00 there are none: it is how SQL and pandas print a column of dates.
+    """
     header, lines = read_lines(path, key)
     missing = [name for name in (config.patient_id, date, place) if name not in header]
     if missing:
@@ -77,9 +103,14 @@ def _entries(path: Path, key: str, config: PairConfig, date: str, place: str, le
             f"patient_id= and {'ecg_date' if key == 'ecg' else 'study_date'}=."
         )
     entries = []
-    for row, line in enumerate(lines, start=1):
-        values = dict(zip(header, (field.strip() for field in line), strict=True))
-        patient, file, when = values.pop(config.patient_id), values[place], parse_date(values.pop(date))
+    dates = [parse_date(line[header.index(date)]) for line in lines]
+    clocks = {when[0].time() for when in dates if when is not None and when[1]}
+    if clocks == {time()}:
+        log.info("%s: every time in column %s is 00:00:00; read as dates without times", path, date)
+    for row, (line, when) in enumerate(zip(lines, dates, strict=True), start=1):
+        values = dict(zip(header, map(without_na, line), strict=True))
+        patient, file = values.pop(config.patient_id), values[place]
+        values.pop(date, None)
         if not patient:
             left_out.add(key, row, "no patient")
         elif not file:
@@ -87,38 +118,46 @@ def _entries(path: Path, key: str, config: PairConfig, date: str, place: str, le
         elif when is None:
             left_out.add(key, row, "no date, or none like 2024-05-31 or 20240531")
         else:
-            entries.append(_Entry(row, patient, file, *when, values))
+            entries.append(_Entry(row, patient, file, when[0], when[1] and clocks != {time()}, values))
     return entries
 
 
 def days_between(ecg: _Entry, study: _Entry) -> float:
-    """Study minus ECG in days; whole days where either states no time."""
+    """Study minus ECG in days; whole days where either states no time.
+
+    An offset from UTC counts where both state one; else the hospital's clock is compared as both wrote it.
+    """
     if ecg.has_time and study.has_time:
-        return (study.date - ecg.date).total_seconds() / _DAY
+        if ecg.date.tzinfo and study.date.tzinfo:
+            return (study.date - ecg.date).total_seconds() / _DAY
+        return (study.date.replace(tzinfo=None) - ecg.date.replace(tzinfo=None)).total_seconds() / _DAY
     return float((study.date.date() - ecg.date.date()).days)
 
 
 def _pairs(
     ecgs: list[_Entry], studies: list[_Entry], config: PairConfig, left_out: _LeftOut
 ) -> list[tuple[_Entry, _Entry]]:
-    """The pairs of one patient. Under `nearest` and `before` a study and an ECG are in one pair at most."""
+    """The pairs of one patient. Under `nearest` and `before` a study and an ECG are in one pair at most.
+
+    Of two that are equally near, the ECG before the procedure wins, then the table's order.
+    """
     close = [
-        (abs(days), ecg.row, study.row, ecg, study)
+        (abs(days), days < 0, ecg.row, study.row, ecg, study)
         for ecg in ecgs
         for study in studies
         if abs(days := days_between(ecg, study)) <= config.window_days and (config.policy != "before" or days >= 0)
     ]
-    close.sort(key=lambda found: found[:3])
+    close.sort(key=lambda found: found[:4])
     chosen: list[tuple[_Entry, _Entry]] = []
     used_ecgs: set[int] = set()
     used_studies: set[int] = set()
-    for _, _, _, ecg, study in close:
+    for *_, ecg, study in close:
         if ecg.row in used_ecgs or (config.policy != "all" and study.row in used_studies):
             continue
         used_ecgs.add(ecg.row)
         used_studies.add(study.row)
         chosen.append((ecg, study))
-    near_ecgs, near_studies = {found[1] for found in close}, {found[2] for found in close}
+    near_ecgs, near_studies = {ecg.row for *_, ecg, _ in close}, {study.row for *_, study in close}
     limit = f"within {config.window_days:g} days" + (" after it" if config.policy == "before" else "")
     for ecg in ecgs:
         if ecg.row not in used_ecgs:
@@ -157,6 +196,27 @@ def _names(lines: Iterable[Mapping[str, str]]) -> list[str]:
     return list(dict.fromkeys([*first, *(name for line in lines for name in line)]))
 
 
+def _no_pair(config: PairConfig, usable: Mapping[str, int], reasons: Mapping[tuple[str, str], int], to: Path) -> str:
+    """What is said of tables without a pair; `to` lists their rows. `usable`: how many of each table could be in one,
+    `reasons`: why others could not.
+    """
+    unusable = []
+    for table in [table for table, count in usable.items() if not count]:
+        why = ", ".join(f"{count}: {reason}" for (name, reason), count in reasons.items() if name == table)
+        unusable.append(f"no row of {getattr(config, table)} can be used ({why})")
+    if unusable:
+        text = " and ".join(unusable)
+        return (
+            f"{text[0].upper()}{text[1:]}. Dates are read as {_UNDERSTOOD}. Correct the rows, or name other columns "
+            f"with patient_id=, ecg_date= or study_date=. {to} has every row's reason."
+        )
+    return (
+        f"No ECG of {usable['ecg']} and no study of {usable['studies']} belong together within window_days="
+        f"{config.window_days:g} under policy={config.policy}. Widen the window, or compare how the tables write "
+        f"patient identifiers (leading zeros, prefixes). {to} has every row's reason."
+    )
+
+
 def pair(config: PairConfig) -> None:
     """Write the cohort table and what fell out. Raises DataError for tables that cannot be used, or without a pair.
 
@@ -169,30 +229,31 @@ def pair(config: PairConfig) -> None:
     left_out = _LeftOut()
     ecgs = _entries(tables[0], "ecg", config, config.ecg_date, "ecg_path", left_out)
     studies = _entries(tables[1], "studies", config, config.study_date, "study_path", left_out)
+    if len({entry.date.tzinfo is None for entry in (*ecgs, *studies) if entry.has_time}) == 2:
+        log.warning("some times state their offset from UTC and some do not: with the latter, all are local times")
     by_patient: dict[str, tuple[list[_Entry], list[_Entry]]] = defaultdict(lambda: ([], []))
     for side, entries in enumerate((ecgs, studies)):
         for entry in entries:
             by_patient[entry.patient][side].append(entry)
     pairs = [found for mine in by_patient.values() for found in _pairs(*mine, config, left_out)]
+    listed = out.with_name(f"{out.name}.left_out.csv")
+    if not pairs:
+        # The list is what shows why, so it is written although there is no cohort table beside it.
+        write_text(listed, left_out.csv(), mode=0o600)
+        reasons = left_out.log()
+        usable = {"ecg": len(ecgs), "studies": len(studies)}
+        raise DataError(_no_pair(config, usable, reasons, listed))
     folders = tables[0].parent, tables[1].parent
     lines = {ecg.row: _line(ecg, study, folders, out.parent) for ecg, study in pairs}
     alone = [ecg for ecg in ecgs if ecg.row not in lines] if config.keep_unpaired else []
     lines |= {ecg.row: _line(ecg, None, folders, out.parent) for ecg in alone}
     left_out.keep("ecg", set(lines))
-    reasons = Counter(f"{table}: {reason}" for table, _, reason in left_out.rows)
-    for reason, count in reasons.most_common():
-        log.info("%6d  %s", count, reason)
-    if not pairs:
-        raise DataError(
-            f"No ECG of {len(ecgs)} and no study of {len(studies)} belong together within window_days="
-            f"{config.window_days:g} under policy={config.policy}. Widen the window, or compare how the tables write "
-            "patient identifiers (leading zeros, prefixes)."
-        )
+    left_out.log()
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, _names(lines.values()), restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines[row] for row in sorted(lines))
-    write_text(out.with_name(f"{out.name}.left_out.csv"), left_out.csv(), mode=0o600)
+    write_text(listed, left_out.csv(), mode=0o600)
     write_text(out, text.getvalue(), mode=0o600)
     log.info(
         "%d pairs of %d patients, %d ECGs without a study kept: %s",

@@ -5,10 +5,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stence_dist.evaluate.statistics import Floats, interval, replicates
+from stence_dist.evaluate.statistics import Floats, interval, replicates, sigmoid
 
 GROUPS = 10
 _STEPS, _ENOUGH = 50, 1e-10  # Newton's; it needs all of them only where nothing converges
+_CONVERGED, _FLAT = 1e-6, 1e-12  # a last step below it; a curvature above it
 _BOUND = 1e-6  # probabilities of 0 and 1 have no logit
 _Z = 1.959964  # of a 95 % interval
 
@@ -27,7 +28,7 @@ def calibration_intercepts(labels: NDArray[Any], probabilities: NDArray[Any], we
     logits, truth = _logits(probabilities), labels.astype(np.float64)
     shift = np.zeros(len(weights))
     for _ in range(_STEPS):
-        expected = _sigmoid(shift[:, None] + logits)
+        expected = sigmoid(shift[:, None] + logits)
         slope = (weights * expected * (1 - expected)).sum(axis=1)
         step = np.clip((weights * (truth - expected)).sum(axis=1) / np.maximum(slope, 1e-12), -2, 2)
         shift += step
@@ -39,8 +40,8 @@ def calibration_intercepts(labels: NDArray[Any], probabilities: NDArray[Any], we
 def calibration_slopes(labels: NDArray[Any], probabilities: NDArray[Any], weights: Floats) -> Floats:
     """(R,) b of logit P(label) = a + b logit p by maximum likelihood, under weights (R, n).
 
-    1 is right; below 1 predictions are too extreme, above 1 too timid (same source). NaN where one class is missing or
-    the probabilities are all alike; without bound, and here large, where they separate the classes.
+    1 is right; below 1 predictions are too extreme, above 1 too timid (same source). NaN where there is no such b: one
+    class is missing, the probabilities are all alike, or they separate the classes.
     """
     logits, truth = _logits(probabilities), labels.astype(np.float64)
     center, scale = logits.mean(), logits.std()
@@ -49,21 +50,19 @@ def calibration_slopes(labels: NDArray[Any], probabilities: NDArray[Any], weight
     x = (logits - center) / scale  # so that both steps below are of one size
     a, b = np.zeros(len(weights)), np.zeros(len(weights))
     for _ in range(_STEPS):
-        expected = _sigmoid(a[:, None] + b[:, None] * x)
+        expected = sigmoid(a[:, None] + b[:, None] * x)
         spread, missed = weights * expected * (1 - expected), weights * (truth - expected)
         h_aa, h_ab, h_bb = spread.sum(axis=1), (spread * x).sum(axis=1), (spread * x * x).sum(axis=1)
         g_a, g_b = missed.sum(axis=1), (missed * x).sum(axis=1)
-        determinant = np.maximum(h_aa * h_bb - h_ab**2, 1e-12)
-        step_a = np.clip((h_bb * g_a - h_ab * g_b) / determinant, -2, 2)
-        step_b = np.clip((h_aa * g_b - h_ab * g_a) / determinant, -2, 2)
+        determinant = h_aa * h_bb - h_ab**2
+        bounded = np.maximum(determinant, _FLAT)
+        step_a = np.clip((h_bb * g_a - h_ab * g_b) / bounded, -2, 2)
+        step_b = np.clip((h_aa * g_b - h_ab * g_a) / bounded, -2, 2)
         a, b = a + step_a, b + step_b
         if max(np.abs(step_a).max(), np.abs(step_b).max()) < _ENOUGH:
             break
-    return np.where(_both_classes(truth, weights), b / scale, np.nan)
-
-
-def _sigmoid(values: Floats) -> Floats:
-    return np.asarray(1 / (1 + np.exp(-np.clip(values, -700, 700))))
+    found = (determinant > _FLAT) & (np.abs(step_b) < _CONVERGED)
+    return np.where(_both_classes(truth, weights) & found, b / scale, np.nan)
 
 
 def _both_classes(truth: Floats, weights: Floats) -> NDArray[np.bool_]:

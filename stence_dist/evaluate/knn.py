@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stence_dist.evaluate.probe import standardization
+
 NEIGHBORS = 5
 _BLOCK = 20_000_000  # similarities held at once
 
@@ -26,8 +28,7 @@ def knn_scores(
     asked: NDArray[Any]
     offset: NDArray[Any]
     if distance == "cosine":
-        center, scale = reference.mean(axis=0), reference.std(axis=0)
-        scale = np.where(scale > 0, scale, 1)
+        center, scale = standardization(reference.astype(np.float64))
         known, asked = (_unit((rows - center) / scale) for rows in (reference, queries))
         offset = np.zeros(1, dtype=np.float32)
     else:
@@ -54,15 +55,15 @@ def labelled_knn_scores(
 ) -> NDArray[np.float64]:
     """`knn_scores` (n,) among the reference rows whose label is known (not NaN).
 
-    NaN where a query's label is unknown, and everywhere where no reference label is known.
+    NaN where a query's label is unknown, and everywhere where the reference has one class only.
     """
     known, asked = ~np.isnan(reference_labels), ~np.isnan(query_labels)
     scores = np.full(len(queries), np.nan)
-    if known.any() and asked.any():
+    if asked.any() and len(np.unique(reference_labels[known])) == 2:
         scores[asked] = knn_scores(reference[known], reference_labels[known], queries[asked], k=k, distance=distance)
     return scores
 
 
-def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+def _unit(rows: NDArray[np.floating]) -> NDArray[np.float32]:
     norm = np.linalg.norm(rows, axis=1, keepdims=True)
     return np.asarray(rows / np.where(norm > 0, norm, 1), dtype=np.float32)

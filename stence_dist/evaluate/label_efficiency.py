@@ -22,9 +22,8 @@ from stence_dist.seeds import generator
 ALL = "all"
 # Written where pretraining does not matter, so that rows can be joined on it.
 REFERENCE_WEIGHT = 0.3
-# Arms that do not depend on the pretrained weights under test: one row each, at REFERENCE_WEIGHT.
-FIXED_ARMS = ("scratch", "random", "shuffled", "hand", "age_sex")
-ARMS = ("probe", "finetune", *FIXED_ARMS)
+# Arms without pretraining: one row each, at REFERENCE_WEIGHT.
+FIXED_ARMS = ("scratch", "random", "hand", "age_sex")
 # name -> (first arm, second arm); the value is first minus second.
 DIFFERENCES = {
     "probe-scratch": ("probe", "scratch"),
@@ -160,14 +159,12 @@ class Comparison:
         return rows
 
     def _difference(self, first: str, second: str, labels: int | str, weight: float) -> tuple[float, Floats] | None:
-        """Mean and replicates of first minus second; None where an arm is missing or the weight plays no part."""
-        if first in FIXED_ARMS and weight != REFERENCE_WEIGHT:
-            return None
-        # The shuffled control had the reference weight: against another weight it would compare two things at once.
-        if second == "shuffled" and weight != REFERENCE_WEIGHT:
-            return None
+        """Mean and replicates of first minus second; None where an arm is missing or the weight plays no part.
+
+        Two pretrained arms are compared at one weight: across weights it would be two things at once.
+        """
         left = (first, labels, weight)
-        right = (second, labels, REFERENCE_WEIGHT)
+        right = (second, labels, REFERENCE_WEIGHT if second in FIXED_ARMS else weight)
         if left not in self._means or right not in self._means:
             return None
         return self._means[left] - self._means[right], self._replicates[left] - self._replicates[right]

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stence_dist.evaluate.statistics import auroc
+from stence_dist.evaluate.statistics import auroc, sigmoid
 from stence_dist.seeds import derive
 
 STRENGTHS = tuple(float(value) for value in np.logspace(-4, -1, 7))  # C, from the strongest regularization on
@@ -25,8 +25,7 @@ class Probe:
 
     def predict(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
         """Probabilities (n,) of the target."""
-        logits = ((features - self.center) / self.scale) @ self.weights + self.bias
-        return np.asarray(1 / (1 + np.exp(-np.clip(logits, -700, 700))), dtype=np.float64)
+        return sigmoid(((features - self.center) / self.scale) @ self.weights + self.bias)
 
 
 def fit_probe(

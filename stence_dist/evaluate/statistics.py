@@ -19,6 +19,11 @@ Figure = Callable[[Floats], Floats]  # weights (R, n) -> values (R,)
 _BLOCK = 4_000_000  # weights cast to float64 at once
 
 
+def sigmoid(logits: NDArray[Any]) -> Floats:
+    """Probabilities of logits, of their shape."""
+    return np.asarray(1 / (1 + np.exp(-np.clip(logits.astype(np.float64), -700, 700))))
+
+
 def patient_counts(patient: NDArray[np.int64], draws: int, seed: int) -> NDArray[np.uint8]:
     """Bootstrap weights (draws, n): how often each row's patient was drawn, with replacement, among all patients."""
     _, inverse = np.unique(patient, return_inverse=True)
@@ -68,7 +73,9 @@ def weighted_auprc(labels: NDArray[Any], scores: NDArray[Any], weights: Floats) 
 def _by_score(
     labels: NDArray[Any], scores: NDArray[Any], weights: Floats, *, descending: bool
 ) -> tuple[Floats, Floats]:
-    """Weights of positives and of negatives (R, distinct scores) in order of score."""
+    """Weights of positives and of negatives (R, distinct scores) in order of score. Raises ValueError for a NaN."""
+    if np.isnan(scores).any():
+        raise ValueError(f"{int(np.isnan(scores).sum())} of {len(scores)} scores are NaN and have no order.")
     order = np.argsort(-scores if descending else scores, kind="stable")
     starts = np.flatnonzero(np.concatenate([[True], np.diff(scores[order]) != 0]))
     sorted_weights, truth = weights[:, order], labels[order].astype(np.float64)
@@ -197,6 +204,13 @@ def measure_difference(
         low, high = interval(replicates(left[name], counts) - replicates(right[name], counts), level)
         result[f"{name}_low"], result[f"{name}_high"] = (low, high) if result[name] is not None else (None, None)
     return result
+
+
+def interval_text(value: float | None, low: float | None, high: float | None) -> str:
+    """A figure and its interval for a log line."""
+    if value is None:
+        return "undefined (one class)"
+    return f"{value:.3f}" if low is None or high is None else f"{value:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def _number(value: float) -> float | None:

@@ -1,5 +1,7 @@
 """The validation pairs as the last weights of a run see them, kept so that a report needs no model."""
 
+import zipfile
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,7 +40,7 @@ def load_embeddings(folder: Path) -> StoredEmbeddings | None:
     try:
         with np.load(path, allow_pickle=False) as stored:
             found = StoredEmbeddings(*(stored[name] for name in StoredEmbeddings._fields))
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path} is not what a run writes ({type(error).__name__}). Remove it, or run again.") from None
     shapes = {len(found.sample)}, {found.ecg.shape, found.image.shape}
     if found.sample.ndim != 1 or found.ecg.ndim != 2 or any(len(each) > 1 for each in shapes):

@@ -4,8 +4,9 @@ The layouts are those of their public code. OTiS (github.com/oetu/otis) writes {
 {"ecg": row, ...}, ...}: encoder, decoder and heads by their own names. StenCE writes {"ecg_model": state dict,
 "angio_model": state dict}: the encoder below `model.`, its projector below `projector.`.
 
-Names are compared whole and never stripped or guessed, and nothing is unpickled but tensors, plain containers, numbers,
-texts and argparse.Namespace.
+Names and shapes are compared whole and never stripped or guessed, also those of the tables of positions: a table that
+lost a row still runs, and gives every later position the place of its neighbor. Nothing is unpickled but tensors, plain
+containers, numbers, texts and argparse.Namespace.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from stence_dist.config.import_weights import ImportWeightsConfig
 from stence_dist.ecg import EcgSpec
 from stence_dist.errors import ConfigError, DataError
 from stence_dist.files import replacing
-from stence_dist.models.ecg.otis import Otis, fit_positions
+from stence_dist.models.ecg.otis import fit_positions
 from stence_dist.models.ecg_tower import EcgTower, build_ecg_tower, save_ecg_tower
 
 logger = logging.getLogger("stence_dist")
@@ -41,8 +42,12 @@ _DROPPED_PREFIXES = (
     "predictor.",
 )
 _PROJECTOR_LAYERS = {"norm": "0", "hidden": "1", "output": "3"}  # ours -> place in StenCE's nn.Sequential
-_TABLE = "encoder.network.pos_embed_x"
-_ECG_OFFSET = 4  # of the published weights, where a file does not say
+_TABLE, _ROW_TABLE = "encoder.network.pos_embed_x", "encoder.network.pos_embed_y.weight"
+# Of the published weights, where a file does not say.
+_ECG_OFFSET = 4
+_POSITIONS, _ROWS = OtisConfig.positions, OtisConfig.domain_rows
+_STENCE_SECONDS = 3.0  # of StenCE's published settings
+_MOST = 10**6  # whatever a file states beyond this is no size of a table
 _EXACT_IN_FLOAT32 = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -56,6 +61,8 @@ class Checkpoint:
     file_name: Callable[[str], str]  # from a name in `EcgTower.state_dict()`
     ecg_offset: int
     dropped: tuple[str, ...]
+    positions: tuple[int, ...] = (_POSITIONS,)  # how many time positions such a file may hold
+    domain_rows: tuple[int, ...] = (_ROWS,)  # how many rows its table of channels may have
 
 
 def import_weights(config: ImportWeightsConfig) -> None:
@@ -65,7 +72,7 @@ def import_weights(config: ImportWeightsConfig) -> None:
     """
     if Path(config.out).resolve() == Path(config.source).resolve():
         raise ConfigError(f"out={config.out} is the source itself. Choose another file.")
-    checkpoint = _read(config.source, config.as_)
+    checkpoint = _read(config.source, config.as_, config.seconds)
     tower = _tower(checkpoint, config.seconds)
     save_ecg_tower(config.out, tower)
     for line in describe(checkpoint, tower):
@@ -79,7 +86,7 @@ def import_otis(path: Path | str, kind: str, seconds: float = 3.0) -> EcgTower:
     kind: otis_base, otis_large or otis_huge. Raises DataError where the file is missing, damaged, of another layout, or
     not exactly that encoder and what is known to stand beside it; one message lists every name.
     """
-    return _tower(_read(path, kind), seconds)
+    return _tower(_read(path, kind, seconds), seconds)
 
 
 def import_stence(path: Path | str, seconds: float = 3.0) -> EcgTower:
@@ -87,19 +94,41 @@ def import_stence(path: Path | str, seconds: float = 3.0) -> EcgTower:
 
     Raises DataError as `import_otis`.
     """
-    return _tower(_read(path, "stence"), seconds)
+    return _tower(_read(path, "stence", seconds), seconds)
 
 
 def export_weights(tower: EcgTower, path: Path | str) -> None:
-    """Write the tower in StenCE's layout, whole or not at all; `import_stence` reads the same bits from it.
+    """Write the tower in StenCE's layout, whole or not at all; `import_stence` of its seconds makes it again.
 
-    Raises DataError for another encoder than OTiS's, which StenCE has not.
+    The layout holds tensors only. Raises DataError for another encoder than OTiS's, which StenCE has not, and for
+    settings that the file's readers would replace by the published ones. Windows and drop-path, which are no part of
+    what the encoder is, are left out. Positions are stored as the tower's windows need them: stretched.
     """
-    if not isinstance(tower.encoder, Otis):
-        raise DataError(f"StenCE's layout has no place for the encoder {tower.config.name}. Export an OTiS tower.")
+    config = tower.config
+    if not isinstance(config, OtisConfig):
+        raise DataError(f"StenCE's layout has no place for the encoder {config.name}. Export an OTiS tower.")
+    times = max(config.positions, tower.spec.samples // config.patch)
+    replaced = _replaced_by_readers(config)
+    if replaced:
+        raise DataError(
+            f"StenCE's layout has no place for ecg_encoder.{', '.join(replaced)}: the features would be others. "
+            "Give the tower's own file instead, which says all of it."
+        )
     state = {stence_name(name): value.detach().cpu().clone() for name, value in tower.state_dict().items()}
+    state[stence_name(_TABLE)] = fit_positions(state[stence_name(_TABLE)], times)
     with replacing(path) as temporary, open(temporary, "wb") as file:  # given a path, torch would store its name
         torch.save({"ecg_model": state}, file)
+
+
+def _replaced_by_readers(config: OtisConfig) -> list[str]:
+    """What a reader of StenCE's layout takes for granted, no shape shows, and `config` has otherwise."""
+    heads = {(width, depth): heads for width, depth, heads in OTIS_SIZES.values()}
+    read = {"ecg_offset": _ECG_OFFSET, "heads": heads.get((config.width, config.depth), config.heads)}
+    return [
+        f"{name}={getattr(config, name)} ({value} there)"
+        for name, value in read.items()
+        if getattr(config, name) != value
+    ]
 
 
 def otis_name(name: str) -> str:
@@ -140,9 +169,9 @@ def describe(checkpoint: Checkpoint, tower: EcgTower) -> list[str]:
 # ---- reading a file
 
 
-def _read(path: Path | str, kind: str) -> Checkpoint:
+def _read(path: Path | str, kind: str, seconds: float) -> Checkpoint:
     loaded = _load(path)
-    return _stence(path, loaded) if kind == "stence" else _otis(path, loaded, kind)
+    return _stence(path, loaded, seconds) if kind == "stence" else _otis(path, loaded, kind)
 
 
 def _load(path: Path | str) -> dict[str, Any]:
@@ -169,10 +198,19 @@ def _otis(path: Path | str, loaded: dict[str, Any], kind: str) -> Checkpoint:
     tensors = _state_dict(path, loaded["model"], "model")
     dropped = tuple(name for name in tensors if name in _DROPPED_NAMES or name.startswith(_DROPPED_PREFIXES))
     kept = {name: tensor for name, tensor in tensors.items() if name not in dropped}
-    return Checkpoint(path, OTIS_SIZES[kind], kept, otis_name, _ecg_offset(path, loaded), dropped)
+    return Checkpoint(
+        path,
+        OTIS_SIZES[kind],
+        kept,
+        otis_name,
+        _ecg_offset(path, loaded),
+        dropped,
+        positions=(_POSITIONS, _stated_positions(loaded)),
+        domain_rows=(_ROWS, _stated_rows(loaded)),
+    )
 
 
-def _stence(path: Path | str, loaded: dict[str, Any]) -> Checkpoint:
+def _stence(path: Path | str, loaded: dict[str, Any], seconds: float) -> Checkpoint:
     if "ecg_model" not in loaded:
         advice = f"That is OTiS's layout: use as={next(iter(OTIS_SIZES))}." if "model" in loaded else ""
         raise DataError(f"{path} has no entry ecg_model (found: {_listed(loaded)}). {advice}".rstrip())
@@ -182,7 +220,25 @@ def _stence(path: Path | str, loaded: dict[str, Any]) -> Checkpoint:
     # StenCE hard-codes the offset, and its file does not say which size the encoder has; the width does.
     shape = tensors["model.cls_token"].shape if "model.cls_token" in tensors else ()
     sizes = next((sizes for sizes in OTIS_SIZES.values() if sizes[0] in shape[2:]), OTIS_SIZES["otis_base"])
-    return Checkpoint(path, sizes, tensors, stence_name, _ECG_OFFSET, dropped)
+    return Checkpoint(
+        path,
+        sizes,
+        tensors,
+        stence_name,
+        _ECG_OFFSET,
+        dropped,
+        positions=_stence_positions(seconds),
+    )
+
+
+def _stence_positions(seconds: float) -> tuple[int, ...]:
+    """How many time positions StenCE has stored: for its own window of 3 s, or for one of `seconds`.
+
+    It starts from OTiS's table, which longer windows have stretched and shorter ones have left as it was.
+    """
+    return tuple(
+        max(_POSITIONS, EcgSpec(seconds=window).samples // OtisConfig.patch) for window in (seconds, _STENCE_SECONDS)
+    )
 
 
 def _listed(names: Iterable[object]) -> str:
@@ -212,9 +268,26 @@ def _ecg_offset(path: Path | str, loaded: dict[str, Any]) -> int:
         return _ECG_OFFSET
     offsets = loaded["domain_offsets"]
     offset = offsets.get("ecg") if isinstance(offsets, dict) else None
-    if type(offset) is not int or offset < 0:
+    if type(offset) is not int or not 0 <= offset < _MOST:
         raise DataError(f"{path}: domain_offsets has no row for ecg. Give a checkpoint that was trained on ECGs.")
     return offset
+
+
+def _stated_positions(loaded: dict[str, Any]) -> int:
+    """Time positions that OTiS has made for the samples in its arguments; the published ones where it says nothing."""
+    steps = getattr(loaded.get("args"), "time_steps", None)
+    if not isinstance(steps, int) or not OtisConfig.patch <= steps < _MOST:
+        return _POSITIONS
+    return steps // OtisConfig.patch
+
+
+def _stated_rows(loaded: dict[str, Any]) -> int:
+    """Padding and one row per channel of OTiS's domains, {name: (1, channels, samples)}; else the published rows."""
+    domains = loaded.get("domains")
+    shapes = list(domains.values()) if isinstance(domains, dict) else []
+    channels = [shape[-2] for shape in shapes if isinstance(shape, tuple) and len(shape) > 1]
+    stated = bool(shapes) and len(channels) == len(shapes) and all(type(count) is int for count in channels)
+    return 1 + sum(channels) if stated and 0 < sum(channels) < _MOST else _ROWS
 
 
 # ---- from a file's tensors to a tower
@@ -237,9 +310,10 @@ def _tower(checkpoint: Checkpoint, seconds: float) -> EcgTower:
 
 
 def _configuration(checkpoint: Checkpoint, seconds: float) -> tuple[OtisConfig, int | None]:
-    """The encoder's config and the projector's width, as far as the file's tensors say them.
+    """The encoder's config and the projector's width: published, or what the file says beside its tensors.
 
-    Where they do not, or say what cannot be, the published value stands, so that the comparison of shapes tells.
+    From tensors alone come the form of the MLPs, and which of the possible sizes its tables have. Where they say what
+    cannot be, the stated size stands, so that the comparison of shapes tells.
     """
 
     def size(name: str, dimensions: int, axis: int, published: int) -> int:
@@ -248,6 +322,7 @@ def _configuration(checkpoint: Checkpoint, seconds: float) -> tuple[OtisConfig, 
 
     width, depth, heads = checkpoint.sizes
     swiglu = any(".mlp.fc1_g." in name for name in checkpoint.tensors)
+    positions, rows = size(_TABLE, 3, 1, 0) - 1, size(_ROW_TABLE, 2, 0, 0)
     config = OtisConfig(
         seconds=seconds,
         width=width,
@@ -256,10 +331,10 @@ def _configuration(checkpoint: Checkpoint, seconds: float) -> tuple[OtisConfig, 
         mlp="swiglu" if swiglu else "gelu",
         # OTiS's code leaves the hidden width of this form to a setting.
         mlp_hidden=size("encoder.network.blocks.0.mlp.fc2.weight", 2, 1, 0) if swiglu else 0,
-        positions=max(1, size(_TABLE, 3, 1, 1 + OtisConfig.positions) - 1),
+        positions=positions if positions in checkpoint.positions else checkpoint.positions[-1],
         domain_rows=max(
             checkpoint.ecg_offset + OTIS_LEADS + 1,
-            size("encoder.network.pos_embed_y.weight", 2, 0, OtisConfig.domain_rows),
+            rows if rows in checkpoint.domain_rows else checkpoint.domain_rows[-1],
         ),
         ecg_offset=checkpoint.ecg_offset,
     )
@@ -285,5 +360,5 @@ def _check(checkpoint: Checkpoint, expected: Mapping[str, torch.Size]) -> None:
         width, depth, heads = checkpoint.sizes
         raise DataError(
             f"{checkpoint.path} is not the published encoder of width {width}, {depth} blocks and {heads} heads: "
-            f"{'; '.join(wrong)}. Check what as= says, or give the published file."
+            f"{'; '.join(wrong)}. Check what as= and seconds= say, or give the published file."
         )

@@ -5,15 +5,16 @@ part that knows nothing of disease. An ST level at J + 60 to 80 ms and the heigh
 see them: QRS is over by then, the slope is odd about the place of that measurement, T changes its pace and not its
 height and is notched on its flank, and what alternans leaves in a median has a sign by chance.
 
-- QRS notches in a territory's leads: fragmented QRS, Das 2006, Circulation 113:2495.
-- Late QRS force: distortion of terminal QRS under ischemia, Birnbaum 1996, Am J Cardiol 78:396.
-- Downward slope of ST: Goldschlager 1976, Ann Intern Med 85:277.
-- Asymmetry and notch of T: Andersen 2008, J Electrocardiol 41:557.
-- T wave alternans: Rosenbaum 1994, N Engl J Med 330:235.
-- Growth of ischemia with the heart rate: Kligfield 1989, Circulation 79:245.
-- Bundle branch block, its growth with age: Eriksson 1998, Circulation 98:2494.
+The phenomena are known, most of them from other settings than ischemia at rest; that they grow with it, where they
+point and how large they are is ours, chosen so that there is something to learn, not measured on patients.
 
-Sizes are ours: chosen so that there is something to learn, not measured on patients.
+- QRS notches in a territory's leads: fragmented QRS over scars, Das 2006, Circulation 113:2495.
+- Late QRS force: its distortion in infarction with ST elevation, Birnbaum 1996, Am J Cardiol 78:396.
+- Downward slope of ST: under exercise, Goldschlager 1976, Ann Intern Med 85:277.
+- Asymmetry and notch of T: as measures of its shape, Andersen 2008, J Electrocardiol 41:557.
+- T wave alternans: before arrhythmia, Rosenbaum 1994, N Engl J Med 330:235.
+- Growth of ischemia with the heart rate: under exercise, Kligfield 1989, Circulation 79:245.
+- Bundle branch block, its growth with age: Eriksson 1998, Circulation 98:2494.
 """
 
 from dataclasses import dataclass

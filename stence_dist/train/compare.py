@@ -24,11 +24,24 @@ from stence_dist.errors import ConfigError, SpecMismatchError
 from stence_dist.evaluate.label_efficiency import ALL, REFERENCE_WEIGHT, ArmScores, Comparison, patients_for
 from stence_dist.evaluate.probe import fit_probe
 from stence_dist.evaluate.st_features import st_features
+from stence_dist.evaluate.statistics import interval_text, sigmoid
 from stence_dist.models.ecg_tower import EcgTower, build_ecg_tower, load_ecg_tower
-from stence_dist.train.finetune import PREDICTION_COLUMNS, sigmoid
 from stence_dist.train.fits import Fit, network_logits, over_rows, train_networks
-from stence_dist.train.labelled import LabelledRows, age_sex_probabilities, labelled_rows, rows_to_learn_from
-from stence_dist.train.result_folder import conclude, describe, pretrained_on, result_folder, result_identity
+from stence_dist.train.labelled import (
+    PREDICTION_COLUMNS,
+    LabelledRows,
+    age_sex_probabilities,
+    labelled_rows,
+    rows_to_learn_from,
+)
+from stence_dist.train.result_folder import (
+    ANOTHER_SET,
+    conclude,
+    describe,
+    pretrained_on,
+    result_folder,
+    result_identity,
+)
 from stence_dist.train.supervised import feature_scorer, score_rows
 
 logger = logging.getLogger("stence_dist")
@@ -46,7 +59,7 @@ class Cell:
 
 
 def compare(config: CompareConfig) -> None:
-    """Write summary.json and predictions.csv into config.run_dir; says so and returns where they are there already.
+    """Write summary.json and predictions.csv into config.run_dir unless they are there, and log the differences.
 
     Raises DataError where labels, weights or shards cannot be used, ConfigError where the folder holds another run.
     """
@@ -55,40 +68,42 @@ def compare(config: CompareConfig) -> None:
     paths = {name: getattr(config, name) for name in ("weights", "unsupervised_weights", "shuffled_weights")}
     identity = result_identity(config, shards, paths)
     with result_folder(folder, "compare", identity) as wanted:
-        if not wanted:
-            return
-        # Everything that can be refused is refused before any work.
-        pool = labelled_rows(shards, "train", config, rows_to_learn_from(shards, config)).require_both_classes()
-        test = labelled_rows(shards, "test", config, "all").require_both_classes()
-        draws = {labels: _draws(pool, labels, config) for labels in config.labels}
-        towers = _towers(config)
-        describe(folder, config, identity, shards)
-
-        scores = _frozen_scores(config, shards, towers, draws, pool, test)
-        scores |= _plain_scores(config, shards, draws, pool, test)
-        scores |= _network_scores(config, shards, draws, test)
-
-        order = sorted(
-            scores, key=lambda cell: (ARMS.index(cell.arm), -cell.stenosis_weight, config.labels.index(cell.labels))
-        )
-        scores = {cell: scores[cell] for cell in order}
-        arms = [ArmScores(cell.arm, _number(cell.labels), cell.stenosis_weight, scores[cell]) for cell in scores]
-        comparison = Comparison(
-            arms, test.labels, test.patient, draws=config.bootstrap, seed=config.seed, level=config.level
-        )
-        summary = {
-            "arms": comparison.arm_rows("null" if config.null else "main"),
-            "differences": [] if config.null else comparison.difference_rows(),
-            **_provenance(config, shards, pool, test),
-        }
-        files.write_text(folder / "predictions.csv", _predictions(scores, test))
-        files.write_json(folder / "summary.json", summary)
-        conclude(folder)
-    for row in summary["differences"]:
-        logger.info(
-            "%s at %s labels: %.3f [%.3f, %.3f]", *(row[name] for name in ("name", "labels", "mean", "low", "high"))
-        )
+        if wanted:
+            _make(config, shards, folder, identity)
+    for row in files.read_json(folder / "summary.json")["differences"]:
+        found = interval_text(row["mean"], row["low"], row["high"])
+        logger.info("%s at %s labels: %s", row["name"], row["labels"], found)
     logger.info("%s", folder / "summary.json")
+
+
+def _make(config: CompareConfig, shards: ShardSet, folder: Path, identity: dict[str, Any]) -> None:
+    # Everything that can be refused is refused before any work.
+    pool = labelled_rows(shards, "train", config, rows_to_learn_from(shards, config)).require_both_classes()
+    test = labelled_rows(shards, "test", config, "all").require_both_classes()
+    draws = {labels: _draws(pool, labels, config) for labels in config.labels}
+    towers = _towers(config)
+    describe(folder, config, identity, shards)
+
+    scores = _frozen_scores(config, shards, towers, draws, pool, test)
+    scores |= _plain_scores(config, shards, draws, pool, test)
+    scores |= _network_scores(config, shards, draws, test)
+
+    order = sorted(
+        scores, key=lambda cell: (ARMS.index(cell.arm), -cell.stenosis_weight, config.labels.index(cell.labels))
+    )
+    scores = {cell: scores[cell] for cell in order}
+    arms = [ArmScores(cell.arm, _number(cell.labels), cell.stenosis_weight, scores[cell]) for cell in scores]
+    comparison = Comparison(
+        arms, test.labels, test.patient, draws=config.bootstrap, seed=config.seed, level=config.level
+    )
+    summary = {
+        "arms": comparison.arm_rows("null" if config.null else "main"),
+        "differences": [] if config.null else comparison.difference_rows(),
+        **_provenance(config, shards, pool, test),
+    }
+    files.write_text(folder / "predictions.csv", _predictions(scores, test))
+    files.write_json(folder / "summary.json", summary)
+    conclude(folder)
 
 
 def _number(labels: str) -> int | str:
@@ -99,29 +114,48 @@ def _draws(pool: LabelledRows, labels: str, config: CompareConfig) -> list[Label
     """The labelled rows of each repeat. All labelled patients make one draw, whatever asked for them."""
     everyone = patients_for(labels, len(np.unique(pool.patient))) == len(np.unique(pool.patient))
     repeats = config.repeats if labels == ALL or everyone else config.draws
-    return [pool.draw(labels, repeat).require_both_classes() for repeat in range(repeats)]
+    return [
+        pool.draw(labels, repeat).require_both_classes(f"labels={labels}, draw {repeat},") for repeat in range(repeats)
+    ]
 
 
 def _arms(config: CompareConfig) -> list[str]:
     chosen = [arm for arm in config.arms if not config.null or arm in NULL_ARMS]
-    return [arm for arm in chosen if arm != "shuffled" or config.shuffled_weights]
-
-
-def _stenosis_weight(config: CompareConfig) -> float:
-    """The weight that `weights` was pretrained with. Raises ConfigError where its file says another than the config."""
-    stated, given = load_ecg_tower(config.weights).pretraining.get("stenosis_weight"), config.stenosis_weight
-    if stated is not None and given is not None and given != stated:
+    chosen = [arm for arm in chosen if arm != "shuffled" or config.shuffled_weights]
+    if not chosen:
         raise ConfigError(
-            f"stenosis_weight={given:g}, but {config.weights} was pretrained with loss.stenosis_weight={stated:g}. "
-            "Leave the key out."
+            f"arms={config.arms} leaves nothing to compare: null=true takes {', '.join(NULL_ARMS)} only, and shuffled "
+            "needs shuffled_weights=."
         )
-    return float(next((value for value in (given, stated) if value is not None), REFERENCE_WEIGHT))
+    return chosen
+
+
+def _check_pretraining(key: str, path: str, *, weight: float | None, shuffled: bool) -> float:
+    """The stenosis weight of a tower, as its file states it, or `weight`, or the reference weight.
+
+    Raises ConfigError where the file says that it was pretrained in another way than the key `key` wants.
+    """
+    pretraining = load_ecg_tower(path).pretraining
+    stated, pairs = pretraining.get("stenosis_weight"), pretraining.get("shuffle_pairs")
+    if stated is not None and weight is not None and stated != weight:
+        raise ConfigError(
+            f"{key}={path} was pretrained with loss.stenosis_weight={stated:g}, and {weight:g} is wanted there. "
+            + ("Leave the key stenosis_weight out." if key == "weights" else "Give the tower of such a run.")
+        )
+    if pairs is not None and bool(pairs) != shuffled:
+        raise ConfigError(
+            f"{key}={path} was pretrained with shuffle_pairs={str(bool(pairs)).lower()}. Give the tower of a run with "
+            f"shuffle_pairs={str(shuffled).lower()}."
+        )
+    return float(next((value for value in (weight, stated) if value is not None), REFERENCE_WEIGHT))
 
 
 def _pretrained(config: CompareConfig) -> dict[float, str]:
     """Weights under test by their stenosis weight; `weights` comes first."""
-    found = {_stenosis_weight(config): config.weights}
+    weight = _check_pretraining("weights", config.weights, weight=config.stenosis_weight, shuffled=False)
+    found = {weight: config.weights}
     if config.unsupervised_weights:
+        _check_pretraining("unsupervised_weights", config.unsupervised_weights, weight=0.0, shuffled=False)
         if 0.0 in found:
             raise ConfigError("weights= and unsupervised_weights= are two runs at stenosis weight 0. Give one of them.")
         found[0.0] = config.unsupervised_weights
@@ -136,7 +170,9 @@ def _towers(config: CompareConfig) -> dict[tuple[str, float], EcgTower]:
     if "random" in arms:
         towers["random", REFERENCE_WEIGHT] = build_ecg_tower(reference.config, None, config.seed)
     if "shuffled" in arms:
-        towers["shuffled", REFERENCE_WEIGHT] = load_ecg_tower(str(config.shuffled_weights))
+        path = str(config.shuffled_weights)
+        weight = _check_pretraining("shuffled_weights", path, weight=None, shuffled=True)
+        towers["shuffled", weight] = load_ecg_tower(path)
     for (arm, weight), tower in towers.items():
         if tower.spec != reference.spec:
             raise SpecMismatchError(
@@ -196,7 +232,10 @@ def _plain_scores(
         known, asked = (
             np.concatenate(
                 over_rows(
-                    config.workers, f"ST/T of {part.split}", partial(_hand_features, shards, part.split), part.rows
+                    config.workers,
+                    f"ST/T of {part.split}",
+                    partial(_hand_features, shards, part.split, config.data.verify),
+                    part.rows,
                 )
             )
             for part in (pool, test)
@@ -208,7 +247,11 @@ def _plain_scores(
             values = [
                 age_sex_probabilities(rows, test, seed=config.seed + repeat) for repeat, rows in enumerate(repeats)
             ]
-            found[Cell("age_sex", labels, REFERENCE_WEIGHT)] = np.stack(values)
+            known_values = [value for value in values if value is not None]
+            if len(known_values) < len(values):
+                logger.warning("%s labels: age and sex are unknown in a whole draw; no age + sex arm.", labels)
+            else:
+                found[Cell("age_sex", labels, REFERENCE_WEIGHT)] = np.stack(known_values)
     return found
 
 
@@ -227,11 +270,11 @@ def _probe_scores(
     return np.stack(values)
 
 
-def _hand_features(shards: ShardSet, split: str, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+def _hand_features(shards: ShardSet, split: str, verify: str, rows: NDArray[np.int64]) -> NDArray[np.float32]:
     """ST/T features (n, 24) of the recordings themselves."""
     values = []
     for row in rows:
-        stored = shards.read(split, int(row), views=False)
+        stored = shards.read(split, int(row), views=False, verify=verify != "off")
         values.append(st_features(stored.signal(), stored.sampling_rate))
     return np.stack(values)
 
@@ -258,6 +301,13 @@ def _network_scores(
     return {cell: np.stack(values) for cell, values in found.items()}
 
 
+def _pretrained_on(config: CompareConfig, shards: ShardSet) -> str:
+    """What `pretrained_on` says of `weights`, or of the first tower beside it that comes from another shard set."""
+    paths = (config.weights, config.unsupervised_weights, config.shuffled_weights)
+    said = [pretrained_on(load_ecg_tower(path), shards) for path in paths if path]
+    return ANOTHER_SET if ANOTHER_SET in said else said[0]
+
+
 def _provenance(config: CompareConfig, shards: ShardSet, pool: LabelledRows, test: LabelledRows) -> dict[str, Any]:
     """What the figures of a summary were measured on and how."""
     return {
@@ -268,7 +318,7 @@ def _provenance(config: CompareConfig, shards: ShardSet, pool: LabelledRows, tes
         "test": test.counts(),
         "draws": config.draws,
         "repeats": config.repeats,
-        "pretrained_on": pretrained_on(load_ecg_tower(config.weights), shards),
+        "pretrained_on": _pretrained_on(config, shards),
         "interval": {
             "level": config.level,
             "draws": config.bootstrap,
@@ -286,9 +336,7 @@ def _predictions(scores: Mapping[Cell, Floats], test: LabelledRows) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["arm", "labels", "stenosis_weight", *PREDICTION_COLUMNS])
-    keys = test.table.patient_key[test.rows]
     for cell, values in scores.items():
-        for key, sample, truth, value in zip(keys, test.sample, test.labels, values[0], strict=True):
-            where = [cell.arm, cell.labels, cell.stenosis_weight]
-            writer.writerow([*where, key, int(sample), test.split, test.target, int(truth), repr(float(value))])
+        where = [cell.arm, cell.labels, cell.stenosis_weight]
+        writer.writerows([*where, *line] for line in test.predictions(values[0]))
     return text.getvalue()

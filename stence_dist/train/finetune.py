@@ -16,9 +16,22 @@ from stence_dist.config.finetune import FinetuneConfig
 from stence_dist.data.shards import ShardSet
 from stence_dist.device import compute_device
 from stence_dist.evaluate.probe import fit_probe
-from stence_dist.evaluate.statistics import choose_threshold, measure, measure_difference, patient_counts
+from stence_dist.evaluate.statistics import (
+    choose_threshold,
+    interval_text,
+    measure,
+    measure_difference,
+    patient_counts,
+    sigmoid,
+)
 from stence_dist.models.ecg_tower import EcgTower, build_ecg_tower, load_ecg_tower
-from stence_dist.train.labelled import LabelledRows, age_sex_probabilities, labelled_rows, rows_to_learn_from
+from stence_dist.train.labelled import (
+    PREDICTION_COLUMNS,
+    LabelledRows,
+    age_sex_probabilities,
+    labelled_rows,
+    rows_to_learn_from,
+)
 from stence_dist.train.result_folder import conclude, describe, pretrained_on, result_folder, result_identity
 from stence_dist.train.supervised import (
     EcgClassifier,
@@ -34,11 +47,10 @@ from stence_dist.train.supervised import (
 logger = logging.getLogger("stence_dist")
 
 Floats = NDArray[np.float64]
-PREDICTION_COLUMNS = ("patient_key", "sample", "split", "target", "label", "probability")
 
 
 def finetune(config: FinetuneConfig) -> None:
-    """Write metrics.json and predictions.csv into config.run_dir; says so and returns where they are there already.
+    """Write metrics.json and predictions.csv into config.run_dir, where they are not there yet, and log the result.
 
     Raises DataError where labels, weights or shards cannot be used, ConfigError where the folder holds another run.
     """
@@ -46,38 +58,42 @@ def finetune(config: FinetuneConfig) -> None:
     folder = Path(config.run_dir)
     identity = result_identity(config, shards, {"weights": config.weights})
     with result_folder(folder, "finetune", identity) as wanted:
-        if not wanted:
-            return
-        # Everything that can be refused is refused before any work.
-        kind = rows_to_learn_from(shards, config)
-        pool = labelled_rows(shards, "train", config, kind)
-        fit = pool.draw(config.labels, config.label_seed).require_both_classes()
-        val = labelled_rows(shards, "val", config, kind).require_both_classes()
-        test = labelled_rows(shards, "test", config, "all")
-        tower = starting_tower(config)
-        describe(folder, config, identity, shards)
-        logger.info("%s on %d labelled ECGs of %d patients", config.mode, len(fit.rows), fit.counts()["patients"])
-
-        learn = probe_probabilities if config.mode == "probe" else network_probabilities
-        probabilities = learn(tower, shards, config, fit, [val, test])
-        metrics = {
-            "mode": config.mode,
-            "target": config.task.target,
-            "labels": config.labels,
-            "label_seed": config.label_seed,
-            "rows": pool.kind,
-            "pretrained_on": None if config.mode == "scratch" else pretrained_on(tower, shards),
-            "interval": {"level": config.level, "draws": config.bootstrap, "unit": "patient"},
-            "counts": {"train": fit.counts(), "val": val.counts(), "test": test.counts(), "pool": pool.counts()},
-            **measure_on_test(config, fit, val, test, probabilities),
-            "note": "Research use only. The threshold was chosen on validation; everything under test is on test rows.",
-        }
-        files.write_text(folder / "predictions.csv", predictions_csv(zip([val, test], probabilities, strict=True)))
-        files.write_json(folder / "metrics.json", metrics)
-        conclude(folder)
-    found, baseline = metrics["test"], metrics["age_sex"]
-    logger.info("test AUROC %s; age and sex alone %s", _with_interval(found), _with_interval(baseline))
+        if wanted:
+            _make(config, shards, folder, identity)
+    metrics = files.read_json(folder / "metrics.json")
+    logger.info("test AUROC %s; age and sex alone %s", _auroc_text(metrics["test"]), _auroc_text(metrics["age_sex"]))
     logger.info("%s", folder / "metrics.json")
+
+
+def _make(config: FinetuneConfig, shards: ShardSet, folder: Path, identity: dict[str, Any]) -> None:
+    # Everything that can be refused is refused before any work.
+    kind = rows_to_learn_from(shards, config)
+    pool = labelled_rows(shards, "train", config, kind).require_both_classes()
+    drawn_by = f"labels={config.labels} label_seed={config.label_seed}"
+    fit = pool.draw(config.labels, config.label_seed).require_both_classes(drawn_by)
+    val = labelled_rows(shards, "val", config, kind).require_both_classes()
+    test = labelled_rows(shards, "test", config, "all")
+    tower = starting_tower(config)
+    describe(folder, config, identity, shards)
+    logger.info("%s on %d labelled ECGs of %d patients", config.mode, len(fit.rows), fit.counts()["patients"])
+
+    learn = probe_probabilities if config.mode == "probe" else network_probabilities
+    probabilities = learn(tower, shards, config, fit, [val, test])
+    metrics = {
+        "mode": config.mode,
+        "target": config.task.target,
+        "labels": config.labels,
+        "label_seed": config.label_seed,
+        "rows": pool.kind,
+        "pretrained_on": None if config.mode == "scratch" else pretrained_on(tower, shards),
+        "interval": {"level": config.level, "draws": config.bootstrap, "unit": "patient"},
+        "counts": {"train": fit.counts(), "val": val.counts(), "test": test.counts(), "pool": pool.counts()},
+        **measure_on_test(config, fit, val, test, probabilities),
+        "note": "Research use only. The threshold was chosen on validation; everything under test is on test rows.",
+    }
+    files.write_text(folder / "predictions.csv", predictions_csv(zip([val, test], probabilities, strict=True)))
+    files.write_json(folder / "metrics.json", metrics)
+    conclude(folder)
 
 
 def starting_tower(config: FinetuneConfig) -> EcgTower:
@@ -105,7 +121,7 @@ def network_probabilities(
     device = compute_device()
     classifier = EcgClassifier(tower.encoder).to(device)
     reader = training_reader(shards, fit.rows, tower, config.supervised, seed=config.seed, verify=config.data.verify)
-    total = config.supervised.steps or updates_for(len(fit.rows))
+    total = updates_for(len(fit.rows), config.supervised)
     with tqdm(total=total, desc=config.mode, disable=None) as bar:
 
         def show(done: int, loss: float) -> None:
@@ -148,14 +164,13 @@ def measure_on_test(
     probabilities: Sequence[Floats],
 ) -> dict[str, Any]:
     """`threshold` (from validation), `test`, `val`, the baselines `age_sex` and `age_sex_val` beside them, and
-    `difference_to_age_sex`.
+    `difference_to_age_sex`; these three are None where neither is known.
     """
     on_val, on_test = probabilities
     threshold = choose_threshold(val.labels, on_val)
     counts = patient_counts(test.patient, config.bootstrap, config.seed)
     val_counts = patient_counts(val.patient, config.bootstrap, config.seed)
-    baseline = {part.split: age_sex_probabilities(fit, part, seed=config.seed) for part in (val, test)}
-    return {
+    found = {
         "threshold": threshold,
         "test": {
             "prevalence": float(test.labels.mean()),
@@ -165,15 +180,16 @@ def measure_on_test(
             "prevalence": float(val.labels.mean()),
             **measure(val.labels, on_val, val_counts, threshold=None, level=config.level),
         },
-        "age_sex_val": measure(val.labels, baseline["val"], val_counts, threshold=None, level=config.level),
-        "age_sex": measure(
-            test.labels,
-            baseline["test"],
-            counts,
-            threshold=choose_threshold(val.labels, baseline["val"]),
-            level=config.level,
-        ),
-        "difference_to_age_sex": measure_difference(test.labels, on_test, baseline["test"], counts, level=config.level),
+    }
+    by_val, by_test = (age_sex_probabilities(fit, part, seed=config.seed) for part in (val, test))
+    if by_val is None or by_test is None:
+        logger.warning("Age and sex are unknown in every labelled training row: there is no age + sex baseline.")
+        return found | dict.fromkeys(("age_sex_val", "age_sex", "difference_to_age_sex"))
+    by_age_sex = choose_threshold(val.labels, by_val)
+    return found | {
+        "age_sex_val": measure(val.labels, by_val, val_counts, threshold=None, level=config.level),
+        "age_sex": measure(test.labels, by_test, counts, threshold=by_age_sex, level=config.level),
+        "difference_to_age_sex": measure_difference(test.labels, on_test, by_test, counts, level=config.level),
     }
 
 
@@ -183,19 +199,9 @@ def predictions_csv(parts: Iterable[tuple[LabelledRows, Floats]]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(PREDICTION_COLUMNS)
     for part, probabilities in parts:
-        keys = part.table.patient_key[part.rows]
-        for key, sample, truth, probability in zip(keys, part.sample, part.labels, probabilities, strict=True):
-            writer.writerow([key, int(sample), part.split, part.target, int(truth), repr(float(probability))])
+        writer.writerows(part.predictions(probabilities))
     return text.getvalue()
 
 
-def sigmoid(logits: NDArray[np.float32]) -> Floats:
-    """Probabilities of logits."""
-    return np.asarray(1 / (1 + np.exp(-np.clip(logits.astype(np.float64), -700, 700))))
-
-
-def _with_interval(values: Mapping[str, float | None]) -> str:
-    value, low, high = (values[f"auroc{end}"] for end in ("", "_low", "_high"))
-    if value is None or low is None or high is None:
-        return "undefined (one class)"
-    return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+def _auroc_text(values: Mapping[str, float | None] | None) -> str:
+    return "not known" if values is None else interval_text(*(values[f"auroc{end}"] for end in ("", "_low", "_high")))

@@ -2,7 +2,9 @@
 
 import dataclasses
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +22,7 @@ from stence_dist.targets import label
 
 logger = logging.getLogger("stence_dist")
 
+PREDICTION_COLUMNS = ("patient_key", "sample", "split", "target", "label", "probability")
 _FEW_OF_ALL = 0.1
 
 
@@ -61,16 +64,33 @@ class LabelledRows:
             "positive": int((self.labels == 1).sum()),
         }
 
-    def require_both_classes(self) -> "LabelledRows":
-        """Self. Raises DataError where every label is the same."""
+    def predictions(self, probabilities: NDArray[np.float64]) -> Iterator[list[Any]]:
+        """A line of PREDICTION_COLUMNS per row; probabilities (n,)."""
+        keys = self.table.patient_key[self.rows]
+        for key, sample, truth, value in zip(keys, self.sample, self.labels, probabilities, strict=True):
+            yield [key, int(sample), self.split, self.target, int(truth), repr(float(value))]
+
+    def require_both_classes(self, drawn_by: str = "") -> "LabelledRows":
+        """Self. Raises DataError where every label is the same; `drawn_by` is the setting that drew these rows."""
         positive = int((self.labels == 1).sum())
         if 0 < positive < len(self.labels):
             return self
         found = "positive" if positive else "negative"
+        if drawn_by:
+            advice = "Use more labels, or another draw."
+        elif LABEL_COLUMN.fullmatch(self.target):
+            advice = (
+                "Check that column of the cohort (targets.unreported does not touch it); else use other rows= or "
+                "another task.target."
+            )
+        else:
+            advice = (
+                "If unreported segments mean 'normal' in this cohort, set targets.unreported=normal; else use other "
+                "rows=, another task.target or threshold."
+            )
         raise DataError(
-            f"All {len(self.labels)} labelled {self.split} rows (rows={self.kind}) are {found} for "
-            f"task.target={self.target}; both classes are needed. If unreported segments mean 'normal' in this cohort, "
-            "set targets.unreported=normal; else use more labels, other rows=, another task.target or threshold."
+            f"All {len(self.labels)} labelled {self.split} rows {f'of {drawn_by} ' if drawn_by else ''}"
+            f"(rows={self.kind}) are {found} for task.target={self.target}; both classes are needed. {advice}"
         )
 
 
@@ -107,11 +127,11 @@ def _known(shards: ShardSet, split: str, config: FinetuneConfig | CompareConfig)
 def _labels(shards: ShardSet, split: str, config: FinetuneConfig | CompareConfig) -> NDArray[np.float32]:
     """(n,) 0, 1 or NaN. Raises DataError for a label column that the set does not hold."""
     table, target = shards.table(split), config.task.target
-    if LABEL_COLUMN.fullmatch(target) and target not in shards.columns:
+    if LABEL_COLUMN.fullmatch(target):
+        if target in shards.columns:
+            return table.column(target)
         held = ", ".join(name for name in shards.columns if LABEL_COLUMN.fullmatch(name)) or "none"
         raise DataError(f"{shards.folder} holds no {target} (label columns there: {held}). Choose another task.target.")
-    if target in shards.columns:
-        return table.column(target)
     return label(table.segments, target, config.targets, table.has_study)
 
 
@@ -126,14 +146,19 @@ def labelled_rows(shards: ShardSet, split: str, config: FinetuneConfig | Compare
     if len(chosen) == 0:
         raise DataError(
             f"{shards.folder}: none of the {int(of_kind.sum())} {split} rows (rows={kind}) has a known label for "
-            f"task.target={config.task.target} and takes part. Check the cohort's columns, rows=, cohort.exclude=, or "
-            "targets.unreported=normal."
+            f"task.target={config.task.target} and takes part. Check the cohort's columns, rows=, cohort.exclude="
+            + ("." if LABEL_COLUMN.fullmatch(config.task.target) else ", or targets.unreported=normal.")
         )
     return LabelledRows(split, config.task.target, kind, table, chosen, _labels(shards, split, config)[chosen])
 
 
-def age_sex_probabilities(fit: LabelledRows, asked: LabelledRows, *, seed: int) -> NDArray[np.float64]:
-    """Probabilities (n,) for `asked` of a logistic regression on age and sex, fitted on the rows of `fit`."""
+def age_sex_probabilities(fit: LabelledRows, asked: LabelledRows, *, seed: int) -> NDArray[np.float64] | None:
+    """Probabilities (n,) for `asked` of a logistic regression on age and sex, fitted on the rows of `fit`.
+
+    None where none of these has an age or a sex: a constant is no baseline to be better than.
+    """
+    if np.isnan(fit.table.age[fit.rows]).all() and not np.isin(fit.table.sex[fit.rows], ("M", "F")).any():
+        return None
     age = np.concatenate([part.table.age[part.rows] for part in (fit, asked)])
     sex = np.concatenate([part.table.sex[part.rows] for part in (fit, asked)])
     features = demographics(age, sex, np.arange(len(fit.rows)))

@@ -2,6 +2,8 @@
 
 import dataclasses
 import itertools
+import json
+import logging
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from stence_dist import distributed, files, seeds
+from stence_dist.config.ecg_encoder import OTIS_SIZES, EcgEncoderConfig, OtisConfig
 from stence_dist.config.pretrain import PretrainConfig
 from stence_dist.data.exclusion import kept_rows
 from stence_dist.data.order import batch_hash, global_batch, ordinals
@@ -18,15 +21,19 @@ from stence_dist.data.shards import ShardSet
 from stence_dist.data.sidecar import SampleTable
 from stence_dist.engine import resolve_precision
 from stence_dist.errors import ConfigError, DataError
-from stence_dist.models.ecg_tower import load_ecg_tower
+from stence_dist.models.ecg_tower import EcgTower, load_ecg_tower
 from stence_dist.targets import STENOSIS_PARTS, stenosis_labels
 from stence_dist.train.run_folder import identity
 from stence_dist.train.validate import BEST_METRICS
+
+logger = logging.getLogger("stence_dist")
 
 _STEPS_AT_ONCE = 32
 _DRY_RUN_ROWS = 64  # validation pairs of a dry run
 # Of an encoder's config, what may differ from that of init_from: how it is trained and evaluated, not what it is.
 _FREE_ENCODER_KEYS = {"windows", "drop_path", "checkpointing"}
+# What nobody chooses where there is a file: how its tables are laid out, and the form of its MLPs.
+_STORED_KEYS = {"positions", "domain_rows", "ecg_offset", "mlp", "mlp_hidden"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +76,10 @@ class Plan:
 
 
 def plan(config: PretrainConfig, device: torch.device) -> Plan:
-    """Read the index, check that the run is possible, and fix its length. Raises RefusedError where it is not."""
+    """Read the index, check that the run is possible, and fix its length. Raises RefusedError where it is not.
+
+    The plan's config is the resolved one: the precision of this device, the tables of the encoder in init_from.
+    """
     config = dataclasses.replace(
         config, engine=dataclasses.replace(config.engine, precision=resolve_precision(config.engine, device))
     )
@@ -94,7 +104,9 @@ def plan(config: PretrainConfig, device: torch.device) -> Plan:
     labels = stenosis_labels(table.segments[study_rows], config.targets, table.has_study[study_rows])
     used = _used_targets(labels, config)
     copies = _copies(shards, config)
-    starting_weights(config)
+    if config.init_from:
+        encoder = _started_encoder(load_ecg_tower(config.init_from), config)
+        config = dataclasses.replace(config, ecg_encoder=encoder)
     return Plan(
         config=config,
         shards=shards,
@@ -137,23 +149,56 @@ def _copies(shards: ShardSet, config: PretrainConfig) -> tuple[ShardSet, ...]:
 def starting_weights(config: PretrainConfig) -> dict[str, torch.Tensor]:
     """The ECG tower's tensors in init_from, those of the projector where its width fits; {} without init_from.
 
-    Raises DataError for a file that is no ECG tower's, ConfigError where its encoder is not the run's.
+    config is a plan's. Raises DataError for a file that is no ECG tower's, ConfigError where it has another encoder.
     """
     if not config.init_from:
         return {}
     tower = load_ecg_tower(config.init_from)
-    there, here = dataclasses.asdict(tower.config), dataclasses.asdict(config.ecg_encoder)
-    names = ["name"] if there["name"] != here["name"] else sorted(there.keys() - _FREE_ENCODER_KEYS)
-    differing = [f"{name}={there[name]} there and {here[name]} here" for name in names if there[name] != here[name]]
-    if differing:
-        raise ConfigError(
-            f"init_from={config.init_from} is not the encoder of this run, ecg_encoder has {', '.join(differing)}. "
-            "Give the run the file's encoder, or another file."
-        )
+    encoder = _started_encoder(tower, config)
+    assert encoder == config.ecg_encoder, "the config of a plan has the tables of init_from"
+    stored = " ".join(f"{name}={value}" for name, value in vars(encoder).items() if name in _STORED_KEYS)
+    if stored:
+        logger.info("ecg_encoder as %s has it: %s", config.init_from, stored)
     taken = tower.state_dict()
     if tower.embedding == config.embedding:
         return taken
     return {name: value for name, value in taken.items() if not name.startswith("projector.")}
+
+
+def _started_encoder(tower: EcgTower, config: PretrainConfig) -> EcgEncoderConfig:
+    """The run's encoder with what the file in init_from decides. Raises ConfigError where it is another encoder."""
+    there, here = tower.config, config.ecg_encoder
+    fixed = [name for name in vars(there) if name not in _FREE_ENCODER_KEYS | _STORED_KEYS]
+    differing = ["name"] if there.name != here.name else fixed
+    differing = sorted(name for name in differing if getattr(there, name) != getattr(here, name))
+    if differing:
+        listed = ", ".join(f"{name}={getattr(there, name)} there and {getattr(here, name)} here" for name in differing)
+        raise ConfigError(
+            f"init_from={config.init_from} is not the encoder of this run, ecg_encoder has {listed}. "
+            f"Add {_typed(there, here)}, or give another file."
+        )
+    return dataclasses.replace(here, **{name: value for name, value in vars(there).items() if name in _STORED_KEYS})
+
+
+def _typed(there: EcgEncoderConfig, here: EcgEncoderConfig) -> str:
+    """The keys that turn the encoder `here` into `there`, as they are typed."""
+    choice = _choice(there)
+    typed = [] if choice == _choice(here) else [f"ecg_encoder={choice}"]
+    given = vars(here) if type(here) is type(there) else {**vars(type(there)()), "seconds": here.seconds}
+    if choice in OTIS_SIZES and typed:
+        given = {**given, **dict(zip(("width", "depth", "heads"), OTIS_SIZES[choice], strict=True))}
+    for name, value in vars(there).items():
+        if name not in {"name"} | _FREE_ENCODER_KEYS | _STORED_KEYS and value != given[name]:
+            typed.append(f"ecg_encoder.{name}={json.dumps(value, separators=(',', ':'))}")
+    return " ".join(typed)
+
+
+def _choice(encoder: EcgEncoderConfig) -> str:
+    """The encoder's YAML in its group; that of the smallest size where OTiS has none."""
+    if not isinstance(encoder, OtisConfig):
+        return encoder.name
+    sizes = (encoder.width, encoder.depth, encoder.heads)
+    return next((name for name, published in OTIS_SIZES.items() if published == sizes), next(iter(OTIS_SIZES)))
 
 
 def _pair_rows(shards: ShardSet, split: str, config: PretrainConfig) -> NDArray[np.int64]:

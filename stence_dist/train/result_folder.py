@@ -17,6 +17,7 @@ from stence_dist.train.run_folder import check_same_run, environment, write_stat
 
 logger = logging.getLogger("stence_dist")
 
+ANOTHER_SET = "another shard set"  # than the one that a result is measured on
 # Keys that never change a result.
 _FREE_KEYS = ("run_dir", "workers", "data")
 
@@ -64,7 +65,7 @@ def pretrained_on(tower: EcgTower, shards: ShardSet) -> str:
         "its training split may be among the test patients here.",
         shards.folder,
     )
-    return "another shard set"
+    return ANOTHER_SET
 
 
 def describe(folder: Path, config: FinetuneConfig | CompareConfig, identity: dict[str, Any], shards: ShardSet) -> None:

@@ -16,6 +16,7 @@ from stence_dist.config.finetune import SupervisedConfig
 from stence_dist.data.loader import PairReader, evaluation_batches, training_batches
 from stence_dist.data.shards import ShardSet
 from stence_dist.ecg import EcgSpec
+from stence_dist.errors import DataError
 from stence_dist.models.ecg import EcgEncoder
 from stence_dist.models.ecg_tower import EcgTower, embed_windows
 
@@ -42,8 +43,10 @@ class EcgClassifier(nn.Module):
         return logits.squeeze(1)
 
 
-def updates_for(labels: int) -> int:
+def updates_for(labels: int, config: SupervisedConfig) -> int:
     """Updates that `labels` labelled recordings are trained for; flat below the first and above the last of BUDGET."""
+    if config.steps is not None:
+        return config.steps
     counts, updates = zip(*BUDGET, strict=True)
     return round(float(np.interp(math.log(labels), np.log(counts), updates)))
 
@@ -85,10 +88,12 @@ def train_classifier(
     """Train the whole network in place with AdamW on binary cross-entropy.
 
     labels: 0 or 1 by sample number, for every row of the reader. Matrices decay, vectors do not. on_update gets the
-    number of updates done and the loss.
+    number of updates done and the loss. Raises DataError at a loss that is not finite.
     """
     device = next(classifier.parameters()).device
-    total = config.steps if config.steps is not None else updates_for(len(labels))
+    total = updates_for(len(labels), config)
+    for name in classifier.encoder.fixed_with_labels:
+        classifier.encoder.get_parameter(name).requires_grad_(False)
     parameters = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
         [
@@ -112,13 +117,19 @@ def train_classifier(
         batch = batch.to(device)
         truth = torch.tensor([labels[int(sample)] for sample in batch.sample], device=device)
         loss = functional.binary_cross_entropy_with_logits(classifier(batch.ecg, batch.keep_path), truth)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise DataError(
+                f"Training on {len(labels)} labelled ECGs: the loss of update {step + 1} of {total} is {value}. "
+                f"Lower supervised.lr={config.lr:g}."
+            )
         for group in optimizer.param_groups:
             group["lr"] = rate_at(step, total, config)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         if on_update is not None:
-            on_update(step + 1, float(loss.detach()))
+            on_update(step + 1, value)
     classifier.eval()
 
 

@@ -17,20 +17,22 @@ import pydicom
 import pytest
 from forks import Forks
 from hospital import Person, write_dicom_ecg
-from pydicom.uid import DeflatedExplicitVRLittleEndian
+from pydicom.uid import MPEG4HP41, DeflatedExplicitVRLittleEndian
 from recordings import LEADS, sine_ecg, write_cohort, write_run, write_wfdb
 
 from stence_dist.check.examine import check, examine
 from stence_dist.check.findings import NOTE, PROBLEM, WARNING, Finding, Result, Section, Table
 from stence_dist.check.page import render
 from stence_dist.check.recordings import clipped_leads, plain_reason
+from stence_dist.check.studies import look_at_study, look_at_view
 from stence_dist.config.build import BuildConfig
 from stence_dist.config.check import CheckConfig
 from stence_dist.config.load import run
 from stence_dist.config.targets import TargetsConfig
 from stence_dist.data.build import build
-from stence_dist.data.index import SPLITS
-from stence_dist.data.readers import ReaderError
+from stence_dist.data.frames import FrameSettings
+from stence_dist.data.index import SPLITS, fingerprint_of
+from stence_dist.data.readers import ReaderError, read_study
 from stence_dist.data.readers.images import codecs
 from stence_dist.data.shards import ShardSet
 from stence_dist.errors import CheckFailedError, ConfigError, DataError
@@ -68,6 +70,14 @@ def rows_of(result: Result, title: str) -> dict[Any, list[Any]]:
     tables = [table for section in result.sections for table in section.tables if table.title.startswith(title)]
     assert len(tables) == 1, title
     return {row[0]: list(row[1:]) for row in tables[0].rows}
+
+
+def deflate(path: Path) -> None:
+    """Rewrite a DICOM file with a deflated data set."""
+    dataset = pydicom.dcmread(path)
+    dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    dataset.SOPInstanceUID = "1.2.3"
+    dataset.save_as(path, enforce_file_format=True)
 
 
 @pytest.fixture(scope="module")
@@ -251,6 +261,12 @@ def test_an_ecg_of_two_patients(tmp_path: Path) -> None:
     assert found(looked_at(cohort), PROBLEM, "another patient").places == ("row 5",)
 
 
+def test_a_study_of_two_patients(tmp_path: Path) -> None:
+    """One study under two patients, likewise."""
+    cohort = edit(write_cohort(tmp_path, pairs=6, ecg_only=0), lambda rows: rows[4].update(study_path="./study/s000"))
+    assert found(looked_at(cohort), PROBLEM, "another patient").places == ("row 5",)
+
+
 def test_a_split_that_loses_all_its_rows(tmp_path: Path) -> None:
     """The only row of `val` cannot be read: a build would stop at the end."""
 
@@ -276,10 +292,7 @@ def test_odd_paths_and_names_end_no_check(tmp_path: Path) -> None:
     cohort = write_cohort(tmp_path, pairs=6, ecg_only=0, seed=4)
     edit(cohort, lambda rows: rows[1].update(study_path="s" * 300))
     run = tmp_path / "study" / "s000" / "run0.dcm"
-    dataset = pydicom.dcmread(run)
-    dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
-    dataset.SOPInstanceUID = "1.2.3"
-    dataset.save_as(run, enforce_file_format=True)
+    deflate(run)
     result = looked_at(cohort)
     lost = [finding for finding in result.of_level(WARNING) if "study cannot be used" in finding.text]
     assert [finding.places for finding in lost] == [("row 2",)]
@@ -522,3 +535,98 @@ def test_reasons_hold_no_text_of_a_file() -> None:
     assert plain_reason(ReaderError(needs)) == needs
     assert PLANTED not in plain_reason(ValueError(PLANTED))
     assert PLANTED not in plain_reason(PermissionError(13, "Permission denied", PLANTED))
+
+
+XRF, CT = "1.2.840.10008.5.1.4.1.1.12.2", "1.2.840.10008.5.1.4.1.1.2"
+
+
+@pytest.mark.parametrize(
+    ("frames", "elements", "what"),
+    [
+        (3, {}, "run"),
+        (3, {"SOPClassUID": XRF}, "run"),
+        (3, {"NumberOfFrames": None}, "run"),
+        (1, {}, "single frame"),
+        (1, {"NumberOfFrames": None}, "single frame"),
+        (3, {"SOPClassUID": CT}, "other object"),
+        (3, {"SOPClassUID": None}, "no SOP class"),
+        (3, {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"}, "in color"),
+        (3, {"PhotometricInterpretation": None}, "in color"),
+        (3, {"BitsAllocated": 32}, "of 32 bits"),
+        (3, {"BitsStored": 12}, "stores 12 of 8 bits"),
+        (3, {"HighBit": 15}, "up to bit 15"),
+        (3, {"Rows": 5000}, "at most"),
+        (3, {"Rows": None}, "at most"),
+    ],
+)
+def test_a_run_is_what_its_reader_takes(tmp_path: Path, frames: int, elements: dict[str, Any], what: str) -> None:
+    """A study of one object: a build and a check take it alike, or refuse it for the same reason."""
+    write_run(tmp_path / "a.dcm", np.zeros((frames, 32, 32), dtype=np.uint8), **elements)
+    try:
+        read_study(tmp_path, FrameSettings(32, 1, 1))
+        refusal = None
+    except ReaderError as error:
+        refusal = plain_reason(error)
+    ((_, view),), _, reason = look_at_study(tmp_path)
+    assert (reason is None) == (refusal is None) == (what == "run")
+    assert view.reason in (None, refusal)
+    assert what in (view.reason or view.what)
+
+
+def test_a_deflated_run_is_what_its_reader_takes(tmp_path: Path) -> None:
+    """One in color is refused and one with a single frame is none, although their headers are not searched."""
+    for frames, elements, what in ((3, {}, "run"), (3, {"SamplesPerPixel": 3}, "in color"), (1, {}, "not looked at")):
+        write_run(tmp_path / "a.dcm", np.zeros((frames, 32, 32), dtype=np.uint8), **elements)
+        deflate(tmp_path / "a.dcm")
+        view = look_at_view(tmp_path / "a.dcm")
+        assert view is not None
+        assert what in (view.reason or view.what)
+
+
+def test_a_key_frame_beyond_its_run_is_found(tmp_path: Path) -> None:
+    """A build refuses the study; a check says why."""
+    write_run(tmp_path / "a.dcm", np.zeros((3, 32, 32), dtype=np.uint8))
+    (tmp_path / "views.csv").write_text("file,key_frame,primary,secondary\na.dcm,3,,\n")
+    with pytest.raises(ReaderError, match="key frame 3 of a run of 3 frames"):
+        read_study(tmp_path, FrameSettings(32, 1, 1))
+    assert found(looked_at(tmp_path), WARNING, "key frame 3 of a run of 3 frames").places == ("file 1",)
+
+
+def test_only_runs_need_a_codec(tmp_path: Path) -> None:
+    """An ultrasound film that nothing here decodes, beside a run: a build takes the study, and so does a check."""
+    cohort = write_cohort(tmp_path, pairs=6, ecg_only=0)
+    film = tmp_path / "study" / "s001" / "film.dcm"
+    write_run(film, np.zeros((3, 32, 32), dtype=np.uint8), SOPClassUID="1.2.840.10008.5.1.4.1.1.3.1")
+    dataset = pydicom.dcmread(film)
+    del dataset.PixelData
+    dataset.file_meta.TransferSyntaxUID = MPEG4HP41
+    dataset.save_as(film, enforce_file_format=False)
+    assert read_study(film.parent, FrameSettings(32, 1, 1)).others == 1
+    result = looked_at(cohort)
+    assert rows_of(result, "DICOM objects")["other object"] == [1]
+    assert sum(row[3] for row in rows_of(result, "Splits").values()) == 0
+
+
+def test_angles_of_a_study_hold_for_its_series(tmp_path: Path) -> None:
+    """A study's views.csv that names SERIES/run.dcm, two folders below the one that is checked; the nearest one counts,
+    and none above that folder."""
+    study = tmp_path / "studies" / "s1"
+    for series in ("a", "b"):
+        write_run(study / series / "run.dcm", np.zeros((3, 32, 32), dtype=np.uint8))
+    heading = "file,key_frame,primary,secondary\n"
+    (study / "views.csv").write_text(f"{heading}a/run.dcm,1,-30,20\nb/run.dcm,1,-30,20\n")
+    (study / "b" / "views.csv").write_text(f"{heading}run.dcm,,30,-20\n")
+    result = looked_at(tmp_path / "studies")
+    assert rows_of(result, "Angles") == {"RAO cranial": [1], "LAO caudal": [1]}
+    assert rows_of(result, "Where key frames come from") == {"views.csv": [1], "contrast": [1]}
+    assert rows_of(looked_at(study / "a"), "Angles") == {"not known": [1]}
+
+
+def test_an_index_of_another_spec_is_named(small_shards: Path, tmp_path: Path) -> None:
+    """A dataset spec without `leads` is the index's fault, not the sidecars'."""
+    copy = tmp_path / "copy"
+    shutil.copytree(small_shards, copy)
+    index = json.loads((copy / "index.json").read_text())
+    del index["dataset"]["leads"]
+    (copy / "index.json").write_text(json.dumps({**index, "fingerprint": fingerprint_of(index)}))
+    assert [f.text.partition(" has the keys")[0] for f in looked_at(copy).of_level(PROBLEM)] == ["the dataset spec"]

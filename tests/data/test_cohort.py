@@ -215,6 +215,37 @@ def test_a_repeated_row_is_rejected(tmp_path: Path) -> None:
     assert cohort.rows[-1].row == 7
 
 
+def test_a_study_of_another_patient_is_rejected(tmp_path: Path) -> None:
+    """In any spelling of its path, as an ECG is; a patient's own rows share it, and a rejected row owns nothing."""
+    rows = patients(5)
+    rows += [{**rows[1], "ecg_path": "second"}, {**rows[2], "ecg_path": "third", "study_path": "./s1/"}]
+    rows += [{**rows[3], "ecg_path": "third", "study_path": ""}]
+    cohort = read(tmp_path, rows)
+    (reject,) = cohort.rejects
+    assert (reject.row, reject.field, reject.path) == (7, "study_path", "./s1/")
+    assert reject.reason == "the study of row 2, which is another patient's."
+
+
+def test_na_of_r_is_empty(tmp_path: Path) -> None:
+    """Text, numbers and splits alike; Na and nan stay names of sites, and a patient may have the initials NA."""
+    rows = patients(6, site="NA", sex="NA", device="NA", split="NA", age="NA", label_af="NA")
+    rows[0] |= {"patient_id": "NA", "study_path": "NA", "site": "Na", "seg_1": "NA"}
+    rows[1]["site"] = "nan"
+    cohort = read(tmp_path, rows)
+    assert cohort.rejects == []
+    assert cohort.split_source == "drawn"
+    assert [row.columns["site"] for row in cohort.rows] == ["Na", "nan", None, None, None, None]
+    first = cohort.rows[0]
+    assert (first.patient_key, first.study_path, first.segments[0]) == (patient_key(SECRET, "NA"), "", None)
+    assert {first.columns[name] for name in ("sex", "device", "age", "label_af")} == {None}
+
+
+@pytest.mark.parametrize(("text", "sex"), [("male", "M"), ("Female", "F"), ("m", "M"), ("F", "F")])
+def test_sex_is_a_letter_or_a_word(tmp_path: Path, text: str, sex: str) -> None:
+    """Kept as M or F."""
+    assert {row.columns["sex"] for row in read(tmp_path, patients(3, sex=text)).rows} == {sex}
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [("sex", "Mustermann"), ("label_af", "Mustermann"), ("age", "19510312"), ("seg_3", "4711081"), ("lvef", "4711081")],

@@ -1,6 +1,8 @@
 """Two tables joined into a cohort table, and what falls out."""
 
 import csv
+import stat
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -119,10 +121,136 @@ def test_times_give_parts_of_days(tmp_path: Path, tables: dict[str, str]) -> Non
     assert chosen(tables, policy="before") == {"r": ("s", "0", "")}
 
 
-@pytest.mark.parametrize("text", ["", "31.05.2024", "05/31/2024", "2024-13-01", "20241301", "45443"])
+def write_pair(tables: dict[str, str], ecg: dict[str, str], study: dict[str, str]) -> None:
+    """Tables of one row each, of one patient."""
+    write_table(Path(tables["ecg"]), [{"patient_id": "1", "ecg_path": "r", **ecg}])
+    write_table(Path(tables["studies"]), [{"patient_id": "1", "study_path": "s", **study}])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "31.05.2024",
+        "05/31/2024",
+        "2024-13-01",
+        "20241301",
+        "45443",
+        "2024-W22-5",
+        "1711121500",
+        "2024053110305",
+        "2024-05-31 25:00",
+        "2024-05-31 10:30 PM",
+        "2024-05-31 10-15",
+        "2024-05-3110:30",
+        "20240531-0500",
+        "20240531-103000",
+        "٢٠٢٤0531",
+    ],
+)
 def test_dates_that_could_mean_something_else(text: str) -> None:
-    """Only year-month-day is a date."""
+    """Only year-month-day of fixed widths is a date; ten digits that count seconds since 1970 are none."""
     assert parse_date(text) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "date", "hours"),
+    [
+        ("2024-05-31", datetime(2024, 5, 31), None),
+        ("21800506", datetime(2180, 5, 6), None),
+        ("2024053109", datetime(2024, 5, 31, 9), None),
+        ("202405311030", datetime(2024, 5, 31, 10, 30), None),
+        ("2024-05-31 10:30", datetime(2024, 5, 31, 10, 30), None),
+        ("20240531T103000", datetime(2024, 5, 31, 10, 30), None),
+        ("20240531103000.25", datetime(2024, 5, 31, 10, 30, 0, 250_000), None),
+        ("2024-05-31T10:30:00.1234567", datetime(2024, 5, 31, 10, 30, 0, 123_456), None),
+        ("20240531103000+0200", datetime(2024, 5, 31, 10, 30), 2),
+        ("20021122091000-0500", datetime(2002, 11, 22, 9, 10), -5),
+        ("20021122091000.000-0500", datetime(2002, 11, 22, 9, 10), -5),
+        ("2024053110+0100", datetime(2024, 5, 31, 10), 1),
+        ("2024-05-31T10:30Z", datetime(2024, 5, 31, 10, 30), 0),
+        ("2024-05-31 10:30:00-05:30", datetime(2024, 5, 31, 10, 30), -5.5),
+        ("2024-05-31 10:30:00+02", datetime(2024, 5, 31, 10, 30), 2),
+    ],
+)
+def test_dates_of_dicom_hl7_aecg_and_sql(text: str, date: datetime, hours: float | None) -> None:
+    """DICOM PS3.5 6.2 (DA, DT), HL7 TS as in aECG, ISO 8601, PostgreSQL; expected values read by eye."""
+    zone = None if hours is None else timezone(timedelta(hours=hours)) if hours else UTC
+    assert parse_date(text) == (date.replace(tzinfo=zone), date.time() != datetime.min.time())
+
+
+def test_a_column_of_midnights_holds_dates(tables: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
+    """What SQL prints of dates: the order within a day is unknown, which is said once; one other time makes times."""
+    ecgs = [{"patient_id": n, "ecg_path": f"r{n}", "date": "2024-03-10 00:00:00"} for n in range(3)]
+    studies = [{"patient_id": n, "study_path": f"s{n}", "when": "2024-03-10 09:00:00"} for n in range(3)]
+    write_table(Path(tables["ecg"]), ecgs)
+    write_table(Path(tables["studies"]), studies)
+    with caplog.at_level("INFO"):
+        assert set(chosen(tables, policy="before").values()) == {(f"s{n}", "0", "") for n in range(3)}
+    assert caplog.text.count("every time in column date is 00:00:00") == 1
+    write_table(Path(tables["ecg"]), [*ecgs[:2], ecgs[2] | {"date": "2024-03-10 10:00:00"}])
+    assert chosen(tables) == {"r0": ("s0", "0.375", "0"), "r1": ("s1", "0.375", "0"), "r2": ("s2", "-0.0416667", "1")}
+
+
+def test_offsets_count_where_both_state_one(tables: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
+    """12:00 at +2 is an hour before 11:00 UTC; against a clock without offset it is 12:00, with a warning."""
+    write_pair(tables, {"date": "20240310120000+0200"}, {"when": "2024-03-10T11:00:00Z"})
+    assert chosen(tables) == {"r": ("s", "0.0416667", "0")}
+    assert "offset" not in caplog.text
+    write_pair(tables, {"date": "20240310120000+0200"}, {"when": "2024-03-10T11:00:00"})
+    assert chosen(tables) == {"r": ("s", "-0.0416667", "1")}
+    assert "some times state their offset from UTC and some do not" in caplog.text
+
+
+def test_an_ecg_before_wins_a_tie(tables: dict[str, str]) -> None:
+    """One day before and one after, whichever row comes first."""
+    ecgs = [{"patient_id": "1", "ecg_path": f"r{day}", "date": f"2024-03-{day}"} for day in (11, "09")]
+    studies = [{"patient_id": "1", "study_path": "s", "when": "2024-03-10"}]
+    write_table(Path(tables["studies"]), studies)
+    for order in (ecgs, ecgs[::-1]):
+        write_table(Path(tables["ecg"]), order)
+        assert chosen(tables) == {"r09": ("s", "1", "0")}
+
+
+def test_a_second_column_of_patients_is_not_copied(tables: dict[str, str]) -> None:
+    """patient_id=MRN: another column patient_id, or date, stays out, whatever it holds."""
+    write_pair(
+        tables,
+        {"MRN": "A", "patient_id": "7", "date": "1951-03-12", "taken": "20240310"},
+        {"MRN": "A", "patient_id": "8", "date": "1951-03-12", "when": "20240311"},
+    )
+    assert chosen(tables, patient_id="MRN", ecg_date="taken") == {"r": ("s", "1", "0")}
+    (row,) = read_rows(Path(tables["out"]))
+    assert row["patient_id"] == "A"
+    assert "1951-03-12" not in row.values()
+
+
+def test_nothing_pairs_and_the_list_says_why(tables: dict[str, str]) -> None:
+    """The list is written before the refusal, all ECGs in it; a table without a usable row is named with its dates."""
+    write_pair(tables, {"date": "30.05.2024"}, {"when": "2024-05-31"})
+    listed = Path(tables["out"] + ".left_out.csv")
+    with pytest.raises(DataError, match=r"No row of .*ecgs\.csv can be used \(1: no date, .*Dates are read as 2024"):
+        chosen(tables, keep_unpaired=True)
+    assert [row["table"] for row in read_rows(listed)] == ["ecg", "studies"]
+    assert stat.S_IMODE(listed.stat().st_mode) == 0o600
+    assert not Path(tables["out"]).exists()
+    write_pair(tables, {"date": "2020-05-30"}, {"when": "2024-05-31"})
+    with pytest.raises(DataError, match=r"No ECG of 1 and no study of 1 belong .*cohort\.csv\.left_out\.csv has"):
+        chosen(tables, keep_unpaired=True)
+    assert [row["reason"] for row in read_rows(listed)] == ["no study within 30 days", "no ECG within 30 days"]
+
+
+def test_na_of_r_is_empty(tables: dict[str, str]) -> None:
+    """Two unknown patients are no pair, a study NA is no folder, and what the ECG does not state is the study's."""
+    ecgs = [{"patient_id": p, "ecg_path": f"r{p}", "date": "2024-03-10", "site": "NA"} for p in ("NA", "1", "2")]
+    studies = [{"patient_id": p, "study_path": f"s{p}", "when": "2024-03-10", "site": "B"} for p in ("NA", "1", "2")]
+    studies[2]["study_path"] = "NA"
+    write_table(Path(tables["ecg"]), ecgs)
+    write_table(Path(tables["studies"]), studies)
+    assert chosen(tables) == {"r1": ("s1", "0", "")}
+    assert read_rows(Path(tables["out"]))[0]["site"] == "B"
+    reasons = [row["reason"] for row in read_rows(Path(tables["out"] + ".left_out.csv"))]
+    assert reasons == ["no patient", "the patient has no study", "no patient", "no study_path"]
 
 
 def test_refusals(tables: dict[str, str]) -> None:

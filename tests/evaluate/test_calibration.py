@@ -69,3 +69,11 @@ def test_groups_equal_scikit_learn() -> None:
     assert tied.size.tolist() == [3, 1]
     assert tied.low[0] == pytest.approx(0.2077, abs=1e-4)  # 2 of 3, Wilson 1927
     assert tied.high[0] == pytest.approx(0.9385, abs=1e-4)
+
+
+def test_separated_classes_have_no_slope() -> None:
+    """The likelihood grows for ever there; the intercept is still one."""
+    labels, probability = np.array([0, 0, 0, 1, 1, 1]), np.array([0.1, 0.3, 0.4, 0.45, 0.6, 0.7])
+    found = measure_calibration(labels, probability, patient_counts(np.arange(6), 50, seed=0), level=0.95)
+    assert [found[name] for name in ("slope", "slope_low", "slope_high")] == [None] * 3
+    assert found["intercept"] is not None

@@ -96,7 +96,11 @@ def test_neighbors_equal_scikit_learn() -> None:
     np.testing.assert_array_equal(np.isnan(scores), np.isnan(asked))
     scored = ~np.isnan(asked)
     assert known_auroc(asked, scores) == pytest.approx(auroc(truth[scored], expected[scored]))
-    assert np.isnan(labelled_knn_scores(features, np.full(150, np.nan, dtype=np.float32), queries, truth)).all()
+    for reference in (np.full(150, np.nan, dtype=np.float32), np.ones(150, dtype=np.float32)):
+        assert np.isnan(labelled_knn_scores(features, reference, queries, truth)).all()
+    constant = np.full((150, 1), 0.1, dtype=np.float32)  # its float32 deviation is not 0
+    wider, asked_wider = np.hstack([features, constant]), np.hstack([queries, constant[:1].repeat(len(queries), 0)])
+    np.testing.assert_array_equal(knn_scores(wider, labels, asked_wider), knn_scores(features, labels, queries))
 
 
 def test_demographics_impute_from_the_fitted_rows() -> None:

@@ -14,6 +14,7 @@ from labelled_shards import SIZES, labelled_shards
 from stence_dist import files
 from stence_dist.config.report import ReportConfig
 from stence_dist.data.shards import ShardSet
+from stence_dist.errors import DataError
 from stence_dist.evaluate.calibration import measure_calibration
 from stence_dist.evaluate.report.page import report
 from stence_dist.evaluate.statistics import measure, measure_difference, patient_counts
@@ -41,7 +42,7 @@ def write_result(folder: Path, shards: ShardSet, target: str) -> tuple[np.ndarra
     describe(folder, shards)
     table, rng = shards.table("test"), np.random.default_rng(len(target))
     labels = (np.nanmax(table.segments, axis=1) >= 70).astype(int)
-    probability = np.clip(0.25 + 0.4 * labels + rng.normal(size=len(labels)) * 0.2, 0.01, 0.99)
+    probability = np.clip(0.25 + 0.4 * labels + rng.normal(size=len(labels)) * 0.5, 0.01, 0.99)
     with open(folder / "predictions.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["patient_key", "sample", "split", "target", "label", "probability"])
@@ -134,3 +135,44 @@ def test_the_joint_space_needs_its_file(shards: ShardSet, tmp_path: Path) -> Non
     describe(tmp_path, shards)
     (tmp_path / NAME).unlink()
     assert "The joint space" not in page_of(tmp_path)
+
+
+def test_what_weakens_a_result_is_said(shards: ShardSet, tmp_path: Path) -> None:
+    """Another pretraining set, paired rows, few of a class, no age and sex, a threshold of its own for one segment."""
+    write_result(tmp_path, shards, "lad")
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    weak = {"pretrained_on": "another shard set", "rows": "paired", "age_sex": None, "difference_to_age_sex": None}
+    files.write_json(tmp_path / "metrics.json", metrics | weak)
+    (tmp_path / "config.yaml").write_text("targets: {unreported: normal, segment_thresholds: {6: 50}}\n")
+    page = page_of(tmp_path)
+    assert "pretrained on another shard set" in page
+    assert "patients whom pretraining has seen" in page
+    assert "Fewer than ten test ECGs of one class" in page
+    assert "Age and sex are not known here" in page
+    assert (
+        "at 70 % diameter stenosis or more, segment 6 at 50 %; a segment that is not reported counts as normal" in page
+    )
+    assert "dashed the threshold" not in page  # 50 and 70 decide lad together
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "summary.json"])
+def test_a_foreign_result_is_left_out(
+    name: str, shards: ShardSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another program's file of the same name two levels below ends in a warning, not in a traceback."""
+    write_result(tmp_path, shards, "patient")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / name).write_text('{"accuracy": 1}')
+    page_of(tmp_path)
+    assert f"other/{name} is not what compare or finetune writes" in caplog.text
+
+
+def test_a_truncated_embeddings_file_is_named(shards: ShardSet, tmp_path: Path) -> None:
+    """As a copied run folder may have it."""
+    describe(tmp_path, shards)
+    rows = np.eye(4, dtype=np.float32)
+    save_embeddings(tmp_path, StoredEmbeddings(np.arange(4), rows, rows))
+    whole = (tmp_path / NAME).read_bytes()
+    (tmp_path / NAME).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"val\.npz is not what a run writes"):
+        page_of(tmp_path)

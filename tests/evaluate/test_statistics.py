@@ -71,6 +71,13 @@ def test_one_class_has_no_area() -> None:
     assert auroc(np.zeros(0), np.zeros(0)) is None
 
 
+def test_scores_that_are_no_numbers_have_no_area() -> None:
+    """Their order would be that of the rows."""
+    for area in (auroc, auprc):
+        with pytest.raises(ValueError, match="1 of 2 scores are NaN"):
+            area(np.array([0, 1]), np.array([0.5, np.nan]))
+
+
 def test_threshold_has_the_largest_youden_index() -> None:
     """No other observed probability does better, by brute force; the calls match scikit-learn's confusion matrix."""
     labels, scores = prediction(150, 4)

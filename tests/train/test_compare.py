@@ -134,12 +134,55 @@ def test_unlike_towers_are_refused(shards: Path, tmp_path: Path) -> None:
         compare(config(shards, tmp_path, stenosis_weight=0.0))
     stated = tmp_path / "stated.safetensors"
     save_ecg_tower(stated, build_ecg_tower(TINY, 6, 1), pretraining={"stenosis_weight": 1.0})
-    with pytest.raises(ConfigError, match=r"stenosis_weight=0\.3, but .* pretrained with loss\.stenosis_weight=1\."):
+    with pytest.raises(ConfigError, match=r"^weights=.* pretrained with loss\.stenosis_weight=1, and 0\.3 is wanted"):
         compare(config(shards, tmp_path, weights=str(stated), stenosis_weight=0.3))
     with pytest.raises(DataError, match="does not exist"):
         compare(config(shards, tmp_path, weights=str(tmp_path / "none")))
     with pytest.raises(ConfigError, match="magic"):
         config(shards, tmp_path, arms=["magic"])
+    with pytest.raises(ConfigError, match="nothing to compare"):
+        compare(config(shards, tmp_path, arms=["shuffled"], shuffled_weights=None))
+
+
+@pytest.mark.parametrize(
+    ("key", "stated"),
+    [
+        ("weights", {"shuffle_pairs": True}),
+        ("unsupervised_weights", {"stenosis_weight": 0.3}),
+        ("shuffled_weights", {"shuffle_pairs": False}),
+    ],
+)
+def test_a_tower_in_the_wrong_role_is_refused(
+    key: str, stated: dict[str, object], shards: Path, tmp_path: Path
+) -> None:
+    """Its own file says how it was pretrained."""
+    path = tmp_path / "stated.safetensors"
+    save_ecg_tower(path, build_ecg_tower(TINY, 6, 1), pretraining=stated)
+    with pytest.raises(ConfigError, match=f"^{key}=.*stated"):
+        compare(config(shards, tmp_path, **{key: str(path)}))
+
+
+def test_shuffled_pairs_are_compared_at_their_own_weight(shards: Path, tmp_path: Path) -> None:
+    """Both towers pretrained at weight 1: the control is there at weight 1, and nothing of it at 0.3."""
+    paths = {}
+    for name, shuffled in (("weights", False), ("shuffled_weights", True)):
+        paths[name] = str(tmp_path / f"{name}.safetensors")
+        pretraining = {"stenosis_weight": 1.0, "shuffle_pairs": shuffled}
+        save_ecg_tower(paths[name], build_ecg_tower(TINY, 6, 1), pretraining=pretraining)
+    arms = ["probe", "shuffled", "random"]
+    compare(config(shards, tmp_path, labels=["12"], arms=arms, unsupervised_weights=None, **paths))
+    rows = strict(tmp_path / "compare" / "summary.json")["differences"]
+    assert [(row["name"], row["stenosis_weight"]) for row in rows] == [("probe-shuffled", 1), ("shuffled-random", 1)]
+
+
+def test_shares_stand_in_order_of_patients(shards: Path, tmp_path: Path) -> None:
+    """In table and plot, whatever the order asked for; the smallest number of labels is the one in the tiles."""
+    arms = ["probe", "scratch"]
+    compare(config(shards, tmp_path, labels=["all", "50%", "8"], arms=arms, unsupervised_weights=None))
+    report(ReportConfig(run_dir=str(tmp_path / "compare")))
+    page = (tmp_path / "compare" / "report.html").read_text(encoding="utf-8")
+    assert "<th>8</th><th>50%</th><th>all</th>" in page
+    assert "probe − scratch at 8 labels" in page
 
 
 def test_the_report_needs_nothing_else(compared: Path) -> None:

@@ -16,11 +16,13 @@ from stence_dist.config.build import BuildConfig
 from stence_dist.config.cohort import CohortConfig
 from stence_dist.config.ecg_encoder import ResNetConfig
 from stence_dist.config.finetune import FinetuneConfig, LabelledDataConfig, SupervisedConfig, TaskConfig
+from stence_dist.config.report import ReportConfig
 from stence_dist.config.targets import TargetsConfig
 from stence_dist.data.build import build
 from stence_dist.data.exclusion import exclusion_counts
 from stence_dist.data.shards import ShardSet
 from stence_dist.errors import ConfigError, DataError
+from stence_dist.evaluate.report.page import report
 from stence_dist.evaluate.statistics import auroc
 from stence_dist.models.ecg_tower import build_ecg_tower, save_ecg_tower
 from stence_dist.train.finetune import finetune
@@ -127,6 +129,38 @@ def test_useless_labels_are_refused(
     assert not (tmp_path / "metrics.json").exists()
 
 
+def test_a_diverged_training_is_named(shards: Path, weights: Path, tmp_path: Path) -> None:
+    """Its scores would have an area all the same."""
+    wild = SupervisedConfig(steps=20, batch_size=8, lr=1e30)
+    with pytest.raises(DataError, match=r"the loss of update \d+ of 20 is nan\. Lower supervised\.lr=1e\+30"):
+        finetune(config(shards, tmp_path / "run", weights, mode="finetune", supervised=wild))
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
+
+
+def test_without_age_and_sex_there_is_no_baseline(
+    cohort_writer: Callable[..., Path], weights: Path, tmp_path: Path
+) -> None:
+    """A constant is nothing that a model could be better than; the report does without it."""
+    table = cohort_writer(tmp_path, pairs=6, ecg_only=24)
+    with open(table, newline="", encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    for number, line in enumerate(lines):
+        line |= {f"seg_{segment}": "0" for segment in range(1, 17)}
+        line |= {"age": "", "sex": "NA", "seg_1": "80" if number % 2 else "10"}
+        line["split"] = ("train", "val", "test")[number // 2 % 3]
+    with open(table, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(lines[0]))
+        writer.writeheader()
+        writer.writerows(lines)
+    build(BuildConfig(cohort=str(table), out=str(tmp_path / "set"), image_size=16, workers=1, shard_size=7))
+    finetune(config(tmp_path / "set", tmp_path / "run", weights))
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["test"]["auroc"] is not None
+    assert [metrics[name] for name in ("age_sex", "age_sex_val", "difference_to_age_sex")] == [None] * 3
+    report(ReportConfig(run_dir=str(tmp_path / "run")))
+    assert "there is no baseline" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+
+
 def test_rows_choose_train_and_validation_only(shards: Path) -> None:
     """paired and all give other rows; unknown labels never count."""
     opened = ShardSet.open(shards)
@@ -211,20 +245,25 @@ def test_labels_of_any_task_and_excluded_rows(cohort_writer: Callable[..., Path]
     counts = exclusion_counts(opened, ["acute", "lvef<40"])
     assert counts["acute"]["train"] == sum(number % 5 == 0 for number in train)
     assert counts["all"]["train"] == sum(number % 5 == 0 or number < 10 for number in train)
+    with pytest.raises(DataError, match=r"no row with device=MAC5500.*device there: MAC 5500"):
+        chosen(["device=MAC5500"])
     with pytest.raises(DataError, match="does not hold prior_revascularization"):
         chosen(["prior_revascularization"])
     absent = config(tmp_path / "set", tmp_path, None, mode="scratch", task=TaskConfig("label_cabg"))
     with pytest.raises(DataError, match=r"holds no label_cabg \(label columns there: label_af\)"):
         labelled_rows(opened, "train", absent, "all")
-    for entry in ("acute=1", "age", "patient_key=1", "age<old"):
+    column = config(tmp_path / "set", tmp_path, None, mode="scratch", task=TaskConfig("device"))
+    with pytest.raises(ConfigError, match=r"task\.target=device is not a target"):
+        labelled_rows(opened, "train", column, "all")
+    for entry in ("acute=1", "age", "patient_key=1", "age<old", "age<nan"):
         with pytest.raises(ConfigError, match=r"cohort\.exclude has the entry"):
             CohortConfig([entry])
 
 
 def test_budget_and_rate() -> None:
     """60, 150, 500 updates at 50, 200, 1,000 labels, flat outside; the rate warms up to its peak and ends near 0."""
-    assert [updates_for(count) for count in (5, 50, 200, 1000, 9000)] == [60, 60, 150, 500, 500]
-    assert updates_for(100) == 105  # halfway in the logarithm
+    assert [updates_for(count, SupervisedConfig()) for count in (5, 50, 200, 1000, 9000)] == [60, 60, 150, 500, 500]
+    assert updates_for(100, SupervisedConfig()) == 105  # halfway in the logarithm
     rates = [rate_at(step, 100, SupervisedConfig()) for step in range(100)]
     assert np.argmax(rates) == 10
     assert max(rates) == pytest.approx(1e-3)

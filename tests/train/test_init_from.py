@@ -2,24 +2,26 @@
 
 import dataclasses
 import os
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from forks import Forks
 from safetensors.torch import load_file
 
 from stence_dist import files
 from stence_dist.config.data import DataConfig
-from stence_dist.config.ecg_encoder import OtisConfig, ResNetConfig
+from stence_dist.config.ecg_encoder import EcgEncoderConfig, OtisConfig, ResNetConfig
 from stence_dist.config.engine import EngineConfig
 from stence_dist.config.load import CONFIG_FOLDER, load
 from stence_dist.config.loss import LossConfig
 from stence_dist.config.pretrain import PretrainConfig
 from stence_dist.errors import ConfigError, DataError
 from stence_dist.models.ecg_tower import build_ecg_tower, save_ecg_tower
-from stence_dist.train.plan import plan, starting_weights
+from stence_dist.train.plan import _started_encoder, plan, starting_weights
 from stence_dist.train.run_folder import check_same_run
 
 TINY = ResNetConfig(seconds=1.0, widths=[8, 16])
@@ -86,6 +88,62 @@ def test_another_encoder_is_refused_by_key(tmp_path: Path, encoder: ResNetConfig
     path = tower_file(tmp_path / "tower.safetensors")
     with pytest.raises(ConfigError, match=rf"init_from={path} .*{message}"):
         starting_weights(pretraining("S", path, ecg_encoder=encoder))
+
+
+# 1 s at 500 Hz are ten patches of 48 samples.
+OTIS = OtisConfig(seconds=1.0, width=12, depth=1, heads=1, patch=48)
+
+
+@pytest.mark.parametrize(
+    ("given", "there", "added"),
+    [
+        ("", OtisConfig(), "ecg_encoder=otis_base"),
+        ("", OtisConfig(seconds=10.0, positions=208), "ecg_encoder=otis_base ecg_encoder.seconds=10.0"),
+        ("ecg_encoder=otis_huge", OtisConfig(positions=62), "ecg_encoder=otis_base"),
+        ("recipe=stence_otis", OtisConfig(width=384, depth=18, heads=6), "ecg_encoder=otis_large"),
+        ("recipe=stence_otis", OtisConfig(seconds=10.0, positions=208), "ecg_encoder.seconds=10.0"),
+        ("ecg_encoder=otis_base", OtisConfig(heads=2, patch=48), "ecg_encoder.heads=2 ecg_encoder.patch=48"),
+        ("", OtisConfig(width=12, heads=1), "ecg_encoder=otis_base ecg_encoder.width=12 ecg_encoder.heads=1"),
+        ("ecg_encoder=otis_base", ResNetConfig(widths=[8, 16]), "ecg_encoder=resnet ecg_encoder.widths=[8,16]"),
+        ("", ResNetConfig(kernel=5), "ecg_encoder.kernel=5"),
+    ],
+)
+def test_the_refusal_says_what_to_type(given: str, there: EcgEncoderConfig, added: str) -> None:
+    """With exactly these keys behind those that were typed, the command has the file's encoder and its tables."""
+    with torch.device("meta"):
+        tower = build_ecg_tower(there, None, seed=0)
+    keys = ["data.shards=S", "run_dir=R", "init_from=F", *given.split()]
+    with pytest.raises(ConfigError, match=re.escape(f" Add {added}, or give another file.")):
+        _started_encoder(tower, load(PretrainConfig, "pretrain", keys))
+    encoder = _started_encoder(tower, load(PretrainConfig, "pretrain", [*keys, *added.split()]))
+    assert encoder == dataclasses.replace(there, drop_path=encoder.drop_path)
+
+
+@pytest.mark.parametrize(
+    "tables",
+    [
+        {"positions": 62},
+        {"positions": 208, "domain_rows": 60, "ecg_offset": 9},
+        {"mlp": "swiglu", "mlp_hidden": 20},
+    ],
+)
+def test_the_tables_of_an_encoder_come_from_its_file(
+    small_shards: Path, tmp_path: Path, tables: dict[str, object]
+) -> None:
+    """The plan's config, and so config.yaml and the hash, are those of a run whose config has the same values."""
+    path = tmp_path / "tower.safetensors"
+    save_ecg_tower(path, build_ecg_tower(dataclasses.replace(OTIS, **tables), 16, seed=7))
+    here = dataclasses.replace(OTIS, drop_path=0.2, windows=3)
+    prepared = plan(pretraining(small_shards, path, ecg_encoder=here), torch.device("cpu"))
+    resolved = dataclasses.replace(here, **tables)
+    assert prepared.config.ecg_encoder == resolved
+    typed = plan(pretraining(small_shards, path, ecg_encoder=resolved), torch.device("cpu"))
+    assert prepared.identity == typed.identity
+    assert prepared.config_hash == typed.config_hash
+    taken, stored = starting_weights(prepared.config), load_file(path)
+    assert all(torch.equal(taken[name], stored[name]) for name in stored)
+    model = build_ecg_tower(prepared.config.ecg_encoder, 16, seed=0)
+    model.load_state_dict(taken)
 
 
 def test_files_that_are_no_towers_are_refused(small_shards: Path, tmp_path: Path) -> None:
@@ -162,6 +220,31 @@ def test_a_run_starts_from_the_file(small_shards: Path, tmp_path: Path) -> None:
     message = rf"init_from \({files.sha256_file(path)} there, {files.sha256_file(other)} now\)"
     with pytest.raises(ConfigError, match=message):
         state(other)
+
+
+def otis_arguments(shards: Path, run: Path, init_from: Path, *more: str) -> list[str]:
+    """The keys of a small run of OTiS's encoder, without a word of its tables."""
+    keys = [key for key in arguments(shards, run, init_from) if not key.startswith("ecg_encoder.widths")]
+    sizes = [f"ecg_encoder.{name}={getattr(OTIS, name)}" for name in ("width", "depth", "heads", "patch")]
+    return [*keys, "ecg_encoder=otis_base", *sizes, *more]
+
+
+def test_a_run_of_an_imported_encoder_resumes(small_shards: Path, tmp_path: Path) -> None:
+    """Stopped after step 1 of 2 and continued by the same command; config.yaml has the file's tables, the tower its
+    weights, and a table of another size is another run."""
+    path, run = tmp_path / "tower.safetensors", tmp_path / "run"
+    tables = {"positions": 30, "domain_rows": 50, "ecg_offset": 7}
+    save_ecg_tower(path, build_ecg_tower(dataclasses.replace(OTIS, **tables), None, seed=7))
+    keys = otis_arguments(small_shards, run, path, "steps=2")
+    run.mkdir()
+    (run / "STOP").touch()
+    run_pretraining(keys, expected=75)
+    run_pretraining(keys)
+    encoder = yaml.safe_load((run / "config.yaml").read_text())["ecg_encoder"]
+    assert {name: encoder[name] for name in tables} == tables
+    assert "going on after step 1" in (run / "log.txt").read_text()
+    found, stored = load_file(run / "ecg_tower.safetensors"), load_file(path)
+    assert all(torch.equal(found[name], stored[name]) for name in stored)
 
 
 @pytest.mark.slow

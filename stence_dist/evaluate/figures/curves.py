@@ -68,9 +68,11 @@ def lines(
     return Drawing(name, _SIZE, paint)
 
 
-def label_efficiency(arms: Sequence[Mapping[str, Any]], level: float) -> Drawing:
-    """AUROC with its interval by number of labels, one line per arm and stenosis weight; arms as in summary.json."""
-    counts = sorted({row["labels"] for row in arms}, key=_by_count)
+def label_efficiency(arms: Sequence[Mapping[str, Any]], counts: Sequence[int | str], level: float) -> Drawing:
+    """AUROC with its interval by number of labels, one line per arm and stenosis weight; arms as in summary.json.
+
+    counts: the numbers of labels there, from the smallest on.
+    """
     found: dict[tuple[str, float], list[Mapping[str, Any]]] = {}
     for row in arms:
         found.setdefault((row["arm"], row["stenosis_weight"]), []).append(row)
@@ -81,6 +83,7 @@ def label_efficiency(arms: Sequence[Mapping[str, Any]], level: float) -> Drawing
         for number, ((arm, weight), rows) in enumerate(found.items()):
             shift = (number - (len(found) - 1) / 2) * 0.07
             known = [row for row in rows if row["mean"] is not None and row["low"] is not None]
+            known.sort(key=lambda row: counts.index(row["labels"]))
             bars = [[row["mean"] - row["low"] for row in known], [row["high"] - row["mean"] for row in known]]
             suffix = f", weight {weight:g}" if arm in ("probe", "finetune") and len(weights) > 1 else ""
             axes.errorbar(
@@ -103,10 +106,6 @@ def label_efficiency(arms: Sequence[Mapping[str, Any]], level: float) -> Drawing
         figure.legend(loc="outside lower center", ncols=2, fontsize=8.5)
 
     return Drawing("label efficiency", (5.4, 4.7), paint)
-
-
-def _by_count(labels: int | str) -> float:
-    return float(labels) if isinstance(labels, int) else float("inf")
 
 
 def roc(curves: Sequence[Prediction], name: str) -> Drawing:
@@ -179,9 +178,9 @@ def calibration(curve: Prediction, name: str) -> Drawing:
 
 
 def percent_against_probability(
-    percent: NDArray[Any], probability: NDArray[Any], threshold: float, name: str
+    percent: NDArray[Any], probability: NDArray[Any], threshold: float | None, name: str
 ) -> Drawing:
-    """Predicted probability (n,) over largest stenosis (n,) in percent, with `running_mean`; dashed the threshold."""
+    """Predicted probability (n,) over largest stenosis (n,) in percent, with `running_mean`; a threshold is dashed."""
     x, mean = running_mean(percent, probability)
 
     def paint(figure: Figure) -> None:
@@ -190,7 +189,8 @@ def percent_against_probability(
             percent, probability, s=12, color=COLORS[0], alpha=0.45, linewidth=0, rasterized=len(percent) > 2000
         )
         axes.plot(x, mean, color=COLORS[1], linewidth=2, label=f"mean within {WINDOW:g} points")
-        axes.axvline(threshold, color=ink(), linewidth=1, linestyle=DASHES)
+        if threshold is not None:
+            axes.axvline(threshold, color=ink(), linewidth=1, linestyle=DASHES)
         axes.set(
             xlabel="largest diameter stenosis, percent", ylabel="predicted probability", xlim=(-3, 103), ylim=(0, 1)
         )

@@ -39,7 +39,7 @@ def cohort(found: Sequence[Place]) -> Section | None:
         "flow": _flow(shards, place),
         "labelled_flow": _labelled(shards, found),
         "rows": [_split_row(split, shards.table(split), targets) for split in SPLITS],
-        "threshold": targets.threshold,
+        "severe": _severe(targets),
         "excluded": place.data.get("excluded", {}),
         **_examples(shards, targets),
     }
@@ -78,8 +78,18 @@ def _labelled(shards: ShardSet, found: Sequence[Place]) -> list[Section]:
             metrics = files.read_json(other.path / "metrics.json")
             rows = {split: metrics["counts"][split]["rows"] for split in SPLITS}
             name = f"ECGs of {metrics['mode']}, target {metrics['target']}"
-            steps.append(_step(name + (f" ({other.title})" if other.title else ""), sum(rows.values()), rows))
+            left_out = {rule: sum(counts.values()) for rule, counts in other.data.get("excluded", {}).items()}
+            lost = _lost("left out before", left_out.pop("all", 0), left_out, "recordings named by each rule")
+            steps.append(_step(name + (f" ({other.title})" if other.title else ""), sum(rows.values()), rows, lost))
     return steps
+
+
+def _severe(targets: TargetsConfig) -> str:
+    """What makes a recording severe, in words."""
+    others = [f"segment {segment} at {percent:g} %" for segment, percent in targets.segment_thresholds.items()]
+    counted = "any of StenCE's eight segments" if targets.segments == "major" else "any segment"
+    unknown = "; a segment that is not reported counts as normal" if targets.unreported == "normal" else ""
+    return f"{counted} at {targets.threshold:g} % diameter stenosis or more{''.join(f', {o}' for o in others)}{unknown}"
 
 
 def _step(text: str, count: int, splits: dict[str, int] | None = None, lost: str = "") -> Section:

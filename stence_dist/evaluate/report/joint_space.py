@@ -1,5 +1,6 @@
 """What a report says of the joint space of ECGs and angiograms, from the embeddings that a run stored at its end."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,8 @@ def joint_space(place: Place) -> Section | None:
     if not all(int(number) in row_of for number in stored.sample):
         return None
     rows = np.array([row_of[int(number)] for number in stored.sample], dtype=np.int64)
-    percent = largest_percent(table.segments[rows], "patient", place.targets, table.has_study[rows])
+    of_rows = table.segments[rows], "patient", place.targets, table.has_study[rows]
+    percent, truth = largest_percent(*of_rows), label(*of_rows)
     figures = [
         ("Cosine of every ECG with every angiogram; pairs on the diagonal", similarity_map(*stored[1:], percent))
     ]
@@ -52,9 +54,10 @@ def joint_space(place: Place) -> Section | None:
         "kind": "joint_space",
         "source": place.source(NAME),
         "pairs": len(rows),
+        "of": place.data.get("pairs", {}).get("val", len(rows)),
         "figures": [(caption, Markup(drawing.svg())) for caption, drawing in figures],
         "site": _site(stored, table, rows, place),
-        "examples": _examples(stored, shards, rows, percent),
+        "examples": _examples(stored, shards, rows, [_extent(*each) for each in zip(percent, truth, strict=True)]),
     }
 
 
@@ -74,7 +77,7 @@ def _site(stored: StoredEmbeddings, table: SampleTable, rows: NDArray[np.int64],
 
 
 def _examples(
-    stored: StoredEmbeddings, shards: ShardSet, rows: NDArray[np.int64], percent: NDArray[np.float32]
+    stored: StoredEmbeddings, shards: ShardSet, rows: NDArray[np.int64], extents: Sequence[str]
 ) -> list[Section]:
     """ECGs whose own angiogram ranks at the quantiles of _SHOWN, with the angiograms nearest to each."""
     patient = shards.table("val").patient[rows]
@@ -94,7 +97,7 @@ def _examples(
             {
                 "name": name,
                 "sample": int(stored.sample[query]),
-                "extent": _extent(percent[query]),
+                "extent": extents[query],
                 "ecg": ecg_png(recording.signal(), recording.sampling_rate),
                 "candidates": len(candidates),
                 "hits": [
@@ -102,7 +105,7 @@ def _examples(
                         "rank": rank,
                         "own": found == query,
                         "sample": int(stored.sample[found]),
-                        "extent": _extent(percent[found]),
+                        "extent": extents[found],
                         "cosine": float(cosine[found]),
                         **_key_frame(shards, int(rows[found])),
                     }
@@ -113,8 +116,11 @@ def _examples(
     return examples
 
 
-def _extent(percent: np.floating) -> str:
-    return "stenosis not known" if np.isnan(percent) else f"{percent:.0f} % stenosis"
+def _extent(percent: np.floating, truth: np.floating) -> str:
+    """The largest stenosis that is known; only the least that it can be where unknown segments leave the label open."""
+    if np.isnan(percent):
+        return "stenosis not known"
+    return f"{'at least ' if np.isnan(truth) else ''}{percent:.0f} % stenosis"
 
 
 def _key_frame(shards: ShardSet, row: int) -> Section:

@@ -23,6 +23,10 @@ logger = logging.getLogger("stence_dist")
 TEMPLATE = Path(__file__).with_name("report.html")
 
 Section = dict[str, Any]
+NEEDED = {
+    "summary.json": {"arms", "differences", "pool"},
+    "metrics.json": {"mode", "target", "rows", "threshold", "counts", "interval", "test", "age_sex"},
+}
 # file -> what it contributes, in reading order
 READERS: dict[str, Callable[[Place], Section | None]] = {
     "summary.json": comparison,
@@ -59,9 +63,21 @@ def _sections(place: Place) -> Iterator[Section]:
     """What one folder contributes, in reading order."""
     for name, read in READERS.items():
         if place.has(name):
+            if not _is_ours(place, name):
+                logger.warning("%s is not what compare or finetune writes; it is left out.", place.source(name))
+                continue
             section = read(place)
             if section is not None:
                 yield section | {"place": place.title}
+
+
+def _is_ours(place: Place, name: str) -> bool:
+    """False for a file of a result's name that another program wrote."""
+    needed = NEEDED.get(name)
+    if needed is None:
+        return True
+    found = files.read_json(place.path / name)
+    return isinstance(found, dict) and needed <= found.keys()
 
 
 def _format(value: Any, digits: int = 3) -> str:

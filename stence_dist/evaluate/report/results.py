@@ -19,9 +19,10 @@ from stence_dist.evaluate.figures.curves import (
     roc,
 )
 from stence_dist.evaluate.figures.drawing import ARM_NAMES, COLORS, arm_color
+from stence_dist.evaluate.label_efficiency import FIXED_ARMS, patients_for
 from stence_dist.evaluate.report.place import Place
 from stence_dist.evaluate.statistics import auprc, auroc, patient_counts
-from stence_dist.targets import TARGETS, largest_percent
+from stence_dist.targets import TARGETS, largest_percent, members
 
 Section = dict[str, Any]
 _DRAWS = 200  # bootstrap draws of the calibration figures, each of which is fitted anew
@@ -33,7 +34,8 @@ def comparison(place: Place) -> Section | None:
     arms, differences = summary["arms"], summary["differences"]
     if not arms:
         return None
-    few = min((row["labels"] for row in arms), key=lambda labels: labels if isinstance(labels, int) else float("inf"))
+    counts = sorted({row["labels"] for row in arms}, key=lambda labels: _patients(labels, summary))
+    few = counts[0]
     gain = next((row for row in differences if row["name"] == "probe-scratch" and row["labels"] == few), None)
     level = summary.get("interval", {}).get("level", 0.95)
     curves = []
@@ -45,16 +47,22 @@ def comparison(place: Place) -> Section | None:
         "kind": "comparison",
         "source": place.source("summary.json"),
         "summary": summary,
-        "counts": list(dict.fromkeys(row["labels"] for row in arms)),
+        "counts": counts,
+        "fixed_arms": FIXED_ARMS,
         "arm_table": _by_labels(arms, "arm"),
         "difference_table": _by_labels(differences, "name"),
         "arm_names": ARM_NAMES,
         "few": few,
         "gain": gain,
         "level": level,
-        "plot": Markup(label_efficiency(arms, level).svg()),
+        "plot": Markup(label_efficiency(arms, counts, level).svg()),
         "roc": Markup(roc(curves, f"ROC of {place.path.name}").svg()) if curves else None,
     }
+
+
+def _patients(labels: int | str, summary: dict[str, Any]) -> int:
+    """How many patients a number or a share of labels was."""
+    return patients_for(str(labels), summary["pool"]["patients"])
 
 
 def _by_labels(rows: Sequence[dict[str, Any]], name: str) -> dict[tuple[str, float], dict[int | str, dict[str, Any]]]:
@@ -125,13 +133,12 @@ def _against_percent(place: Place, target: str, rows: Sequence[dict[str, str]]) 
     probability = np.array([float(row["probability"]) for row in rows])
     known = ~np.isnan(percent)
     if known.any():
-        drawing = percent_against_probability(
-            percent[known],
-            probability[known],
-            place.targets.threshold,
-            f"percent against probability of {place.path.name}",
-        )
-        yield f"Largest stenosis against probability, {int(known.sum()):,d} test ECGs; dashed the threshold", drawing
+        thresholds = {place.targets.threshold_of(segment) for segment in members(target, place.targets)}
+        threshold = thresholds.pop() if len(thresholds) == 1 else None  # several have no place on one axis
+        name = f"percent against probability of {place.path.name}"
+        drawing = percent_against_probability(percent[known], probability[known], threshold, name)
+        dashed = "" if threshold is None else f"; dashed the threshold, {threshold:g} %"
+        yield f"Largest stenosis against probability, {int(known.sum()):,d} test ECGs{dashed}", drawing
 
 
 def target_table(sections: Sequence[Section]) -> list[Section]:

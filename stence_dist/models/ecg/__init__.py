@@ -23,6 +23,7 @@ class EcgEncoder(nn.Module):
     width: int  # of its features
     blocks: int  # K residual branches that drop-path may skip
     drop_rates: tuple[float, ...]  # (K,), how often it skips each
+    fixed_with_labels: tuple[str, ...] = ()  # parameters that training on labels leaves alone
 
     def check_shape(self, ecg: Tensor) -> None:
         """Raise SpecMismatchError where a batch (B, L, T) has not the leads and samples of `spec`."""

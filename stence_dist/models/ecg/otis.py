@@ -197,6 +197,8 @@ class Otis(EcgEncoder):
     """The published encoder as an `EcgEncoder`: `blocks` counts residual branches, two per published block."""
 
     path_scale: Tensor
+    # As published: labels leave the table of times as it is, and only pretraining on pairs (StenCE's) trains it.
+    fixed_with_labels = ("network.pos_embed_x",)
 
     def __init__(self, config: OtisConfig) -> None:
         """Raises ConfigError for a window that is shorter than one patch."""

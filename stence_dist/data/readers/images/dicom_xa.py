@@ -377,6 +377,12 @@ def _run(file: _File) -> Run:
     )
 
 
+def run_of(path: Path) -> Run | None:
+    """The run in a DICOM file, none of its frames decoded yet; None for an object that is none. Raises ReaderError."""
+    file = _open_run(path)
+    return None if file is None else _run(file)
+
+
 def read_runs(folder: Path, paths: list[Path], settings: FrameSettings) -> ImageStudy:
     """The multi-frame XA and RF runs among the DICOM files of a study, by InstanceNumber, then file name.
 

@@ -63,8 +63,11 @@ def _prepared(run: Run, indices: list[int] | None, settings: FrameSettings, size
         yield fit_square(mask_bands(frame, settings), size)
 
 
-def _key_frame(run: Run, note: ViewNote | None, settings: FrameSettings) -> tuple[int, str]:
-    """The key frame's number from 0, and where it comes from: views.csv, the header, the contrast, or no choice."""
+def known_key_frame(run: Run, note: ViewNote | None) -> tuple[int, str] | None:
+    """The key frame's number from 0, and where it comes from: views.csv, the header, or no choice.
+
+    None where the frames must be searched for it. Raises ReaderError for one that the run has not.
+    """
     if note is not None and note.key_frame is not None:
         if not 0 <= note.key_frame < run.frames:
             raise ReaderError(
@@ -75,7 +78,7 @@ def _key_frame(run: Run, note: ViewNote | None, settings: FrameSettings) -> tupl
         return run.key_frame, "header"
     if run.frames == 1:
         return 0, "only frame"
-    return contrast_frame(_prepared(run, None, settings, _SEARCH_SIZE)), "contrast"
+    return None
 
 
 def to_view(run: Run, note: ViewNote | None, settings: FrameSettings) -> View:
@@ -84,7 +87,10 @@ def to_view(run: Run, note: ViewNote | None, settings: FrameSettings) -> View:
     A run of a single frame gives that frame as often as frames are wanted, as every run does beyond its ends. Only a
     view whose key frame is almost all black or all white has `saturated` in its meta: its window does not fit, say.
     """
-    key_frame, source = _key_frame(run, note, settings)
+    key_frame, source = known_key_frame(run, note) or (
+        contrast_frame(_prepared(run, None, settings, _SEARCH_SIZE)),
+        "contrast",
+    )
     indices = frame_indices(key_frame, settings.frames_per_view, settings.frame_spacing, run.frames)
     wanted = sorted(set(indices))
     decoded = dict(zip(wanted, _prepared(run, wanted, settings, settings.image_size), strict=True))
