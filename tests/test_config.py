@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import itertools
+import operator
 import re
 import subprocess
 import sys
@@ -11,13 +12,22 @@ from pathlib import Path
 import pytest
 import yaml
 
+from stence_dist.config.compare import CompareConfig
 from stence_dist.config.doctor import DoctorConfig
-from stence_dist.config.load import CONFIG_FOLDER, GROUPS, _guarded, help_text, load
+from stence_dist.config.finetune import FinetuneConfig
+from stence_dist.config.load import CONFIG_FOLDER, GROUPS, _guarded, _verb_groups, help_text, load
 from stence_dist.config.pretrain import PretrainConfig
 from stence_dist.errors import ConfigError, StoppedError
 
 VERBS = sorted(path.stem for path in CONFIG_FOLDER.glob("*.yaml"))
 REQUIRED = ["data.shards=S", "run_dir=R"]
+# Every verb as it is, and with each member of each of its groups.
+HELP_CASES = [(verb, None, None) for verb in VERBS] + [
+    (verb, group, name)
+    for verb in VERBS
+    for group in sorted(_verb_groups(verb).keys() & GROUPS.keys())
+    for name in GROUPS[group]
+]
 
 
 def config_class(verb: str) -> type:
@@ -55,19 +65,60 @@ def test_recipes_compose_and_the_command_line_wins() -> None:
     assert load(PretrainConfig, "pretrain", ["embedding=32", *REQUIRED, "recipe=phantom"]).embedding == 32
 
 
-def test_every_field_has_help() -> None:
-    """--help of every verb names a meaning for every key."""
-    for verb in VERBS:
-        lines = help_text(config_class(verb), verb).splitlines()
-        for line, following in itertools.pairwise(lines):
-            if re.match(r"  [\w.]+=", line):
-                assert re.match(r"      \S", following), f"{verb}: {line}"
+@pytest.mark.parametrize(("verb", "group", "name"), HELP_CASES)
+def test_every_field_has_help(verb: str, group: str | None, name: str | None) -> None:
+    """--help of every verb names a meaning for every key, those of every member of its groups among them."""
+    lines = help_text(config_class(verb), verb, [f"{group}={name}"] if group else []).splitlines()
+    for line, following in itertools.pairwise(lines):
+        if re.match(r"  [\w.]+=", line):
+            assert re.match(r"      \S", following), f"{verb}: {line}"
+    keys = {line.strip().partition("=")[0] for line in lines}
+    for own in _verb_groups(verb).keys() & GROUPS.keys():
+        for member in GROUPS[own].values():
+            assert {f"{own}.{field.name}" for field in dataclasses.fields(member)} <= keys
+
+
+def test_help_shows_the_choices_that_were_typed() -> None:
+    """Group and recipe count, whatever else is typed; other choices' defaults stand under a line that names them."""
+    text = help_text(PretrainConfig, "pretrain", ["steps", "nonsense=1", "image_tower=tokens", "recipe=stence_otis"])
+    assert "\n  image_tower=tokens\n" in text
+    assert "\n  ecg_encoder=otis_base\n" in text  # the recipe chooses it
+    assert "\n  epochs=500.0\n" in text
+    own, other = text.split("\n  with image_tower=pixels:\n")
+    assert "\n  image_tower.width=512\n" in own
+    assert other.startswith("  image_tower.width=64\n")
+    large = text.split("\n  with ecg_encoder=otis_large | otis_huge:\n")[1]
+    assert large.startswith("  ecg_encoder.width=384 | 576\n")
+    with pytest.raises(ConfigError, match="Use one of: pixels, tokens"):
+        help_text(PretrainConfig, "pretrain", ["image_tower=dinov2"])
 
 
 @pytest.mark.parametrize("text", ["a=b", "x,y", "[1,2]", "{a: 1}", "with space", "${oc.env:HOME}", "10", "true", "é"])
 def test_text_values_are_literal(text: str) -> None:
     """Everything after the first '=' is the value of a text key, whatever hydra would read into it."""
     assert load(PretrainConfig, "pretrain", [f"data.shards={text}", "run_dir=R"]).data.shards == text
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("seed=010", 10),
+        ("seed=-3", -3),
+        ("steps=007", 7),
+        ("steps=null", None),
+        ("epochs=1e-3", 1e-3),
+        ("epochs=.5", 0.5),
+        ("epochs=010", 10.0),
+        ("image_tower.channels=[010, 16]", [10, 16]),
+        ("targets.segment_thresholds={05: 050}", {5: 50.0}),
+        ("data.copies=[010, 1:30, true]", ["010", "1:30", "true"]),
+        ("loss.learnable=true", True),
+    ],
+)
+def test_numbers_are_read_as_they_are_typed(argument: str, value: object) -> None:
+    """Decimal, not as YAML 1.1 has them (010 is 8 there, 1:30 is 90), inside of lists and mappings, too."""
+    config = load(PretrainConfig, "pretrain", [*REQUIRED, argument])
+    assert operator.attrgetter(argument.partition("=")[0])(config) == value
 
 
 @pytest.mark.parametrize(
@@ -92,13 +143,40 @@ def test_text_values_are_literal(text: str) -> None:
         ("optimizer.name=sgd", "optimizer= does"),
         ("ecg_encoder.name=otis", "ecg_encoder= does"),
         ("optimizer.ecg_lr=-1", "Use 0 or more"),
-        ("loss.temperature=.nan", "no finite number"),
-        ("epochs=.inf", "no finite number"),
+        ("loss.temperature=nan", "no finite number"),
+        ("epochs=inf", "no finite number"),
+        ("epochs=.inf", "expected float"),
+        ("targets.segment_thresholds={5: nan}", "no finite number"),
+        ("targets.segment_thresholds=[50]", "expected dict[int, float]"),
+        ("steps=1:30", "expected int"),
+        ("steps=1_000", "expected int"),
+        ("steps=0x10", "expected int"),
+        ("epochs=1:30", "expected float"),
+        ("epochs=1_0.5", "expected float"),
+        ("data.copies=S2", "expected list[str]"),
+        ("image_tower.channels=[1:30]", "expected list[int]"),
+        ("image_tower.channels=[[8], 16]", "expected list[int]"),
+        ("data.copies=[S2", "expected list[str]"),
+        ("loss.learnable=maybe", "expected bool"),
         ("image_tower.heads=0", "Use 1 or more"),
         ("image_tower.depth=0", "Use 1 or more"),
         ("ecg_encoder.windows=0", "1 window or more"),
         ("engine.negatives=all", "Use micro or accumulated"),
         ("loss.contrastive=triplet", "Use infonce or sigmoid"),
+        ("loss.patient_weight=-0.4", "Use 0 or more"),
+        ("image_tower.width=0", "Use 1 or more"),
+        ("optimizer.beta1=1.5", "from 0 to below 1"),
+        ("optimizer.beta2=-0.1", "from 0 to below 1"),
+        ("optimizer.epsilon=0", "above 0"),
+        ("optimizer.weight_decay=-1", "Use 0 or more"),
+        ("optimizer.warmup=-0.1", "use 0 to below 1"),
+        ("optimizer.final=2", "use 0 to 1"),
+        ("data.augment.shift_seconds=-1", "Use 0 (off) or more"),
+        ("data.augment.noise_level=-1", "Use 0 (off) or more"),
+        ("data.augment.mask_seconds=-1", "Use 0 (off) or more"),
+        ("data.augment.mask_count=-1", "Use 0 (off) or more"),
+        ("data.augment.amplitude_low=0", "factors above 0"),
+        ("data.augment.amplitude_high=0.5", "not below the smallest"),
     ],
 )
 def test_mistakes_are_explained(argument: str, part: str) -> None:
@@ -106,6 +184,56 @@ def test_mistakes_are_explained(argument: str, part: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load(PretrainConfig, "pretrain", [*REQUIRED, argument])
     assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("verb", "arguments", "part"),
+    [
+        ("pretrain", ["optimizer=sgd", "optimizer.momentum=-1"], "to below 1"),
+        ("finetune", ["weights=W", "supervised.weight_decay=-1"], "Use 0 or more"),
+        ("finetune", ["weights=W", "supervised.warmup=-0.1"], "use 0 to below 1"),
+        ("finetune", ["weights=W", "supervised.augment.mask_count=-1"], "Use 0 (off) or more"),
+        ("finetune", ["weights=W", "data.workers=-1"], "Use 0 or more"),
+        ("compare", ["weights=W", "stenosis_weight=-1"], "Use 0 or more"),
+        ("compare", ["weights=W", "data.verify=maybe"], "off, first_pass or always"),
+    ],
+)
+def test_mistakes_are_explained_by_other_verbs(verb: str, arguments: list[str], part: str) -> None:
+    """The same for what pretraining's defaults do not have."""
+    with pytest.raises(ConfigError) as caught:
+        load(config_class(verb), verb, [*REQUIRED, *arguments])
+    assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "disease.artery=-1",
+        "disease.span=0",
+        "ecg.muscle=-1",
+        "image.photons=0",
+        "image.field_of_view=0",
+        "image.lesion_longest=1",
+    ],
+)
+def test_the_phantom_refuses_knobs_that_mean_nothing(argument: str) -> None:
+    """The error names the key and what it was."""
+    with pytest.raises(ConfigError, match=re.escape(argument)):
+        load(config_class("phantom"), "phantom", ["out=C", "patients=1", argument])
+
+
+def test_labels_take_no_keys_that_do_nothing() -> None:
+    """Supervised readers have no views, and every reader of compare loads in its own process."""
+    pairs = {"drop_views", "shift_frames", "crop_frames", "rotate_frames", "contrast_frames", "blur_frames"}
+    known = [*REQUIRED, "weights=W"]
+    for verb, verb_class in (("finetune", FinetuneConfig), ("compare", CompareConfig)):
+        assert not pairs & vars(load(verb_class, verb, known).supervised.augment).keys()
+        with pytest.raises(ConfigError, match="is not a key of this command"):
+            load(verb_class, verb, [*known, "supervised.augment.drop_views=0.3"])
+    assert pairs <= vars(load(PretrainConfig, "pretrain", REQUIRED).data.augment).keys()
+    assert load(FinetuneConfig, "finetune", [*known, "data.workers=2"]).data.workers == 2
+    with pytest.raises(ConfigError, match=r"data\.workers is not a key of this command\. Did you mean workers="):
+        load(CompareConfig, "compare", [*known, "data.workers=2"])
 
 
 def test_missing_keys_are_named() -> None:

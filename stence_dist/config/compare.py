@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from stence_dist.config.cohort import CohortConfig
 from stence_dist.config.field import group, key
-from stence_dist.config.finetune import LabelledDataConfig, SupervisedConfig, TaskConfig
+from stence_dist.config.finetune import LabelledSetConfig, SupervisedConfig, TaskConfig
 from stence_dist.config.targets import TargetsConfig
 from stence_dist.errors import ConfigError
 
@@ -36,7 +36,7 @@ class CompareConfig:
     bootstrap: int = key("bootstrap draws (test patients and label draws) for the intervals", 1000)
     level: float = key("level of the intervals", 0.95)
     batch_size: int = key("records per forward pass when scoring", 64)
-    data: LabelledDataConfig = group("shards and their reader", LabelledDataConfig)
+    data: LabelledSetConfig = group("shards and their reader", LabelledSetConfig)
     cohort: CohortConfig = group("which rows take part", CohortConfig)
     targets: TargetsConfig = group("from percent to labels", TargetsConfig)
     task: TaskConfig = group("what to learn", TaskConfig)
@@ -53,5 +53,7 @@ class CompareConfig:
         for name in ("draws", "repeats", "workers", "bootstrap", "batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}. Use 1 or more.")
+        if self.stenosis_weight is not None and self.stenosis_weight < 0:
+            raise ConfigError(f"stenosis_weight={self.stenosis_weight:g}. Use 0 or more.")
         if not 0 < self.level < 1:
             raise ConfigError(f"level={self.level:g}. Use a value between 0 and 1, e.g. 0.95.")

@@ -7,8 +7,8 @@ from stence_dist.errors import ConfigError
 
 
 @dataclass
-class AugmentConfig:
-    """Training augmentation of the prepared ECG and of views; every draw depends on (seed, position, sample) only."""
+class EcgAugmentConfig:
+    """Training augmentation of the prepared ECG; every draw depends on (seed, position, sample) only."""
 
     random_crop: bool = key("crop the ECG at a random place instead of the spec's first window", True)
     stretch: float = key("shortest share of the window that is stretched to its length; 1 = off (OTiS: 0.75)", 1.0)
@@ -26,6 +26,37 @@ class AugmentConfig:
     mask_probability: float = key("probability of zeroed windows over all leads (StenCE: 0.5)", 0.0)
     mask_seconds: float = key("length of a zeroed window, seconds", 0.3)
     mask_count: int = key("number of zeroed windows (they may overlap)", 5)
+
+    def __post_init__(self) -> None:
+        kinds = ("phase", "amplitude", "shift", "noise", "mask")
+        self._check_shares(*(f"{kind}_probability" for kind in kinds), "stretch", "phase_noise")
+        self._check_leaves_something("stretch")
+        self._check_finite("jitter", "rescale", "shift_seconds", "noise_level", "mask_seconds", "mask_count")
+        if not 0 < self.amplitude_low <= self.amplitude_high:
+            raise ConfigError(
+                f"augment.amplitude_low={self.amplitude_low:g}, augment.amplitude_high={self.amplitude_high:g}. "
+                "Use factors above 0, the largest not below the smallest."
+            )
+
+    def _check_shares(self, *names: str) -> None:
+        for name in names:
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"augment.{name}={getattr(self, name):g} is not a probability or share. Use 0 to 1.")
+
+    def _check_leaves_something(self, name: str) -> None:
+        if getattr(self, name) == 0:
+            raise ConfigError(f"augment.{name}=0 leaves nothing to stretch. Use a share above 0; 1 = off.")
+
+    def _check_finite(self, *names: str) -> None:
+        for name in names:
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ConfigError(f"augment.{name}={getattr(self, name):g}. Use 0 (off) or more.")
+
+
+@dataclass
+class AugmentConfig(EcgAugmentConfig):
+    """Training augmentation of pairs: of the ECG, of which views a sample has, and of their frames."""
+
     drop_views: float = key("largest share of a pair's views that is dropped, one stays (StenCE: 0.3)", 0.0)
     shift_frames: float = key("largest shift of a view's frames along either axis, share of their side", 0.0)
     crop_frames: float = key("smallest share of a view's area that is blown up to its size; 1 = off (StenCE: 0.5)", 1.0)
@@ -34,17 +65,10 @@ class AugmentConfig:
     blur_frames: float = key("largest deviation of a Gaussian blur, share of the side (StenCE: 2/518)", 0.0)
 
     def __post_init__(self) -> None:
-        kinds = ("phase", "amplitude", "shift", "noise", "mask")
-        shares = ("stretch", "phase_noise", "drop_views", "shift_frames", "crop_frames", "contrast_frames")
-        for name in (*(f"{kind}_probability" for kind in kinds), *shares, "blur_frames"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"augment.{name}={getattr(self, name):g} is not a probability or share. Use 0 to 1.")
-        for name in ("stretch", "crop_frames"):
-            if getattr(self, name) == 0:
-                raise ConfigError(f"augment.{name}=0 leaves nothing to stretch. Use a share above 0; 1 = off.")
-        for name in ("jitter", "rescale", "rotate_frames"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ConfigError(f"augment.{name}={getattr(self, name):g}. Use 0 (off) or more.")
+        super().__post_init__()
+        self._check_shares("drop_views", "shift_frames", "crop_frames", "contrast_frames", "blur_frames")
+        self._check_leaves_something("crop_frames")
+        self._check_finite("rotate_frames")
 
     @property
     def changes_frames(self) -> bool:

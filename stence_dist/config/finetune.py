@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from stence_dist.config.cohort import CohortConfig
-from stence_dist.config.data import AugmentConfig
+from stence_dist.config.data import EcgAugmentConfig
 from stence_dist.config.ecg_encoder import EcgEncoderConfig, ResNetConfig
 from stence_dist.config.field import group, key
 from stence_dist.config.targets import TargetsConfig
@@ -11,16 +11,25 @@ from stence_dist.errors import ConfigError
 
 
 @dataclass
-class LabelledDataConfig:
+class LabelledSetConfig:
     """The shard set and its reader."""
 
     shards: str = key("folder that shards/build.py wrote")
-    workers: int = key("loader processes; 0 loads in the training process. Never changes the result", 0)
     verify: str = key("CRC-32 checks while reading: off | first_pass | always", "first_pass")
 
     def __post_init__(self) -> None:
         if self.verify not in ("off", "first_pass", "always"):
             raise ConfigError(f"data.verify={self.verify} is not known. Use off, first_pass or always.")
+
+
+@dataclass
+class LabelledDataConfig(LabelledSetConfig):
+    """The shard set and its reader, which may have processes of its own."""
+
+    workers: int = key("loader processes; 0 loads in the training process. Never changes the result", 0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.workers < 0:
             raise ConfigError(f"data.workers={self.workers}. Use 0 or more.")
 
@@ -41,13 +50,15 @@ class SupervisedConfig:
     lr: float = key("peak AdamW rate", 1e-3)
     weight_decay: float = key("AdamW weight decay", 0.05)
     warmup: float = key("share of the updates spent warming up", 0.1)
-    augment: AugmentConfig = group("training augmentation", AugmentConfig)
+    augment: EcgAugmentConfig = group("training augmentation", EcgAugmentConfig)
 
     def __post_init__(self) -> None:
         if (self.steps is not None and self.steps < 1) or self.batch_size < 1 or self.lr <= 0:
             raise ConfigError(
                 f"supervised.steps={self.steps}, batch_size={self.batch_size}, lr={self.lr:g}. Use values above 0."
             )
+        if self.weight_decay < 0:
+            raise ConfigError(f"supervised.weight_decay={self.weight_decay:g}. Use 0 or more.")
         if not 0 <= self.warmup < 1:
             raise ConfigError(f"supervised.warmup={self.warmup}. It is a share of the updates: use 0 to below 1.")
 

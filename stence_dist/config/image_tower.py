@@ -22,7 +22,7 @@ class ImageTowerConfig:
 
     def __post_init__(self) -> None:
         check_name("image_tower", self, type(self))
-        for name in ("depth", "heads", "feedforward"):
+        for name in ("width", "depth", "heads", "feedforward"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"image_tower.{name}={getattr(self, name)}. Use 1 or more.")
 

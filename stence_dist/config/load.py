@@ -24,7 +24,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from stence_dist import launchers
@@ -74,7 +74,7 @@ def _guarded(config_class: type[C], verb: str, main: Callable[[C], int | None]) 
         arguments = sys.argv[1:]
         if any(argument in ("-h", "--help") for argument in arguments):
             if rank == 0:
-                sys.stdout.write(help_text(config_class, verb))
+                sys.stdout.write(help_text(config_class, verb, arguments))
             return EXIT_DONE
         return main(load(config_class, verb, arguments)) or EXIT_DONE
     except RefusedError as error:
@@ -136,18 +136,7 @@ def load(config_class: type[C], verb: str, arguments: Sequence[str]) -> C:
     missing keys, and whatever the dataclasses' own checks refuse.
     """
     choices, values = _split(arguments)
-    _check_choices(verb, choices)
-    folders = _verb_groups(verb)
-    try:
-        cfg = _compose(config_class, verb, [f"{folders[group][0]}={name}" for group, name in choices.items()])
-    except HydraException as error:
-        cause = error.__context__
-        if not (choices and isinstance(cause, OmegaConfBaseException)):
-            raise
-        chosen = " ".join(f"{group}={name}" for group, name in choices.items())
-        raise ConfigError(
-            f"{chosen} do not go together: one of them sets {cause.full_key}, which is no key here then."
-        ) from None
+    cfg, _ = _compose(config_class, verb, choices)
     for name, text in values.items():
         _assign(cfg, name, text)
     missing = sorted(OmegaConf.missing_keys(cfg))
@@ -190,7 +179,13 @@ def _split(arguments: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
     return choices, values
 
 
-def _compose(config_class: type, verb: str, overrides: list[str]) -> DictConfig:
+def _compose(config_class: type, verb: str, choices: dict[str, str]) -> tuple[DictConfig, dict[str, str]]:
+    """What the verb's YAML, these choices and a recipe among them make; and the choice of every group.
+
+    Raises ConfigError for a choice that is not known, and for choices that do not go together.
+    """
+    _check_choices(verb, choices)
+    folders = {group_name: folder for group_name, (folder, _) in _verb_groups(verb).items()}
     store = ConfigStore.instance()
     schema = OmegaConf.structured(config_class)
     for group_name in GROUPS.keys() & schema.keys():
@@ -201,7 +196,21 @@ def _compose(config_class: type, verb: str, overrides: list[str]) -> DictConfig:
             store.store(group=group_name, name=f"{name}_schema", node=member)
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        return compose(verb, overrides=overrides)
+        overrides = [f"{folders[group_name]}={name}" for group_name, name in choices.items()]
+        try:
+            cfg = compose(verb, overrides=overrides, return_hydra_config=True)
+        except HydraException as error:
+            cause = error.__context__
+            if not (choices and isinstance(cause, OmegaConfBaseException)):
+                raise
+            chosen = " ".join(f"{group_name}={name}" for group_name, name in choices.items())
+            raise ConfigError(
+                f"{chosen} do not go together: one of them sets {cause.full_key}, which is no key here then."
+            ) from None
+    made = {group_name: str(cfg.hydra.runtime.choices[folder]) for group_name, folder in folders.items()}
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return cfg, made
 
 
 def _verb_groups(verb: str) -> dict[str, tuple[str, str]]:
@@ -227,7 +236,7 @@ def _check_choices(verb: str, choices: dict[str, str]) -> None:
 
 
 def _assign(cfg: DictConfig, name: str, text: str) -> None:
-    """Set one key to what was typed. Text keys take it literally; others are read as YAML scalars or lists."""
+    """Set one key to what was typed, as `_read` and `_read_container` take it."""
     node: Any = cfg
     parts = [f"{part}_" if keyword.iskeyword(part) else part for part in name.split(".")]
     for part in parts:
@@ -236,25 +245,55 @@ def _assign(cfg: DictConfig, name: str, text: str) -> None:
             raise ConfigError(_unknown_key(cfg, name))
     if isinstance(node, DictConfig) and dataclasses.is_dataclass(OmegaConf.get_type(node)):
         raise ConfigError(f"{name} is a group of keys. Set one of them, e.g. {name}.{next(map(str, node))}=…")
-    optional = bool(node._metadata.optional)
+    kind = node._metadata.ref_type
     value: Any
-    if optional and text in ("", "null", "none", "None"):
-        value = None
-    elif node._metadata.ref_type is str:
-        value = text.replace("${", "\\${")
-    else:
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            value = text
-    numbers = value if isinstance(value, list) else [value]
-    if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
-        raise ConfigError(f"{name}={text} is no finite number.")
     try:
+        if node._metadata.optional and text in ("", "null", "none", "None"):
+            value = None
+        elif isinstance(node, (ListConfig, DictConfig)):
+            value = _read_container(node, text)
+        else:
+            value = _read(kind, text)
         OmegaConf.update(cfg, ".".join(parts), value, merge=False)
-    except (OmegaConfBaseException, ValueError):
-        kind = getattr(node._metadata.ref_type, "__name__", str(node._metadata.ref_type))
-        raise ConfigError(f"{name}={text} is not a value that this key takes (expected {kind}).") from None
+    except _NotFiniteError:
+        raise ConfigError(f"{name}={text} is no finite number.") from None
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError):
+        expected = str(kind).replace("typing.", "").lower() if typing.get_origin(kind) else kind.__name__
+        raise ConfigError(f"{name}={text} is not a value that this key takes (expected {expected}).") from None
+
+
+class _NotFiniteError(ValueError):
+    """A number that is infinite or none at all."""
+
+
+def _read(kind: Any, text: Any) -> Any:
+    """A scalar of type `kind`. Text is literal and numbers are decimal: YAML would read 010 as 8 and 1:30 as 90.
+
+    Raises ValueError.
+    """
+    if not isinstance(text, str) or (kind in (int, float) and "_" in text):
+        raise ValueError(text)
+    if kind is str:
+        return text.replace("${", "\\${")
+    if kind is int:
+        return int(text, 10)
+    if kind is float:
+        number = float(text)
+        if not math.isfinite(number):
+            raise _NotFiniteError(text)
+        return number
+    return yaml.safe_load(text)
+
+
+def _read_container(node: ListConfig | DictConfig, text: str) -> list[Any] | dict[Any, Any]:
+    """A YAML list or mapping whose elements are read as `_read` reads them. Raises ValueError, yaml.YAMLError."""
+    written = yaml.compose(text, Loader=yaml.SafeLoader)  # nodes that hold their text, before YAML gives it a type
+    kind = node._metadata.element_type
+    if isinstance(node, ListConfig) and isinstance(written, yaml.SequenceNode):
+        return [_read(kind, item.value) for item in written.value]
+    if isinstance(node, DictConfig) and isinstance(written, yaml.MappingNode):
+        return {_read(node._metadata.key_type, name.value): _read(kind, item.value) for name, item in written.value}
+    raise ValueError(text)
 
 
 def _as_typed(name: str) -> str:
@@ -286,14 +325,20 @@ def _script(verb: str) -> str:
     return f"{folder}/{verb}.py"
 
 
-def help_text(config_class: type, verb: str) -> str:
-    """Every key of a verb with its meaning and its default, as composed without any argument."""
-    cfg = _compose(config_class, verb, [])
+def help_text(config_class: type, verb: str, arguments: Sequence[str] = ()) -> str:
+    """Every key of a verb with its meaning and its default, as the group choices among `arguments` compose them.
+
+    Keys that only another choice has, or has with another default, stand below their group. Raises ConfigError for
+    choices that are not known or do not go together.
+    """
+    folders = _verb_groups(verb)
+    typed = dict(argument.split("=", 1) for argument in arguments if argument.partition("=")[0] in folders)
+    cfg, made = _compose(config_class, verb, typed)
     lines = [f"usage: python {_script(verb)} key=value …", "", (config_class.__doc__ or "").strip(), ""]
-    for group_name, (folder, chosen) in _verb_groups(verb).items():
+    for group_name, (folder, _) in folders.items():
         names = sorted(path.stem for path in (CONFIG_FOLDER / folder).glob("*.yaml"))
-        lines.append(f"  {group_name}={chosen}\n      one of {', '.join(names)} (configs/{folder}/)")
-    lines += _help_rows(cfg, "")
+        lines.append(f"  {group_name}={made[group_name]}\n      one of {', '.join(names)} (configs/{folder}/)")
+    lines += _help_rows(cfg, "", made)
     lines += [
         "",
         "Values are literal after the first '='.",
@@ -302,16 +347,53 @@ def help_text(config_class: type, verb: str) -> str:
     return "\n".join([*lines, ""])
 
 
-def _help_rows(cfg: DictConfig, prefix: str) -> list[str]:
+def _help_rows(cfg: DictConfig, prefix: str, made: dict[str, str]) -> list[str]:
     rows: list[str] = []
-    config_class = OmegaConf.get_type(cfg)
-    texts = {field.name: field.metadata.get("help", "") for field in dataclasses.fields(typing.cast(Any, config_class))}
+    texts = _meanings(OmegaConf.get_type(cfg))
     for part in map(str, cfg):
         node = cfg._get_node(part)
         if isinstance(node, DictConfig) and dataclasses.is_dataclass(OmegaConf.get_type(node)):
-            rows += ["", f"  {prefix}{part}: {texts[part]}", *_help_rows(node, f"{prefix}{part}.")]
+            rows += ["", f"  {prefix}{part}: {texts[part]}", *_help_rows(node, f"{prefix}{part}.", {})]
+            rows += _other_choices(part, made[part]) if part in made else []
         else:
-            missing = OmegaConf.is_missing(cfg, part)
-            value = "(required)" if missing else "null" if cfg[part] is None else str(cfg[part])
-            rows.append(f"  {prefix}{_as_typed(part)}={value}\n      {texts[part]}")
+            rows.append(f"  {prefix}{_as_typed(part)}={_default(cfg, part)}\n      {texts[part]}")
     return rows
+
+
+def _other_choices(group_name: str, chosen: str) -> list[str]:
+    """Help rows of the keys that the group's other choices have beside the chosen one, or with another default.
+
+    Choices of one dataclass share their rows: their defaults stand side by side, in the heading's order.
+    """
+    rows: list[str] = []
+    own_class, own = GROUPS[group_name][chosen], _member(group_name, chosen)
+    for member in dict.fromkeys(GROUPS[group_name].values()):
+        names = [name for name, other in GROUPS[group_name].items() if other is member and name != chosen]
+        members = [_member(group_name, name) for name in names]
+        found: list[str] = []
+        for part, text in _meanings(member).items():
+            defaults = [_default(other, part) for other in members]
+            shown = part in own and _meanings(own_class)[part] == text and set(defaults) <= {_default(own, part)}
+            if part != "name" and defaults and not shown:
+                value = " | ".join(defaults if len(set(defaults)) > 1 else defaults[:1])
+                found.append(f"  {group_name}.{part}={value}\n      {text}")
+        if found:
+            rows += ["", f"  with {group_name}={' | '.join(names)}:", *found]
+    return rows
+
+
+def _member(group_name: str, name: str) -> DictConfig:
+    """One choice of a group by itself: its dataclass's defaults under its YAML's values."""
+    values = yaml.safe_load((CONFIG_FOLDER / group_name / f"{name}.yaml").read_text())
+    values.pop("defaults", None)
+    return typing.cast(DictConfig, OmegaConf.merge(OmegaConf.structured(GROUPS[group_name][name]), values))
+
+
+def _meanings(config_class: Any) -> dict[str, str]:
+    return {field.name: field.metadata.get("help", "") for field in dataclasses.fields(config_class)}
+
+
+def _default(cfg: DictConfig, part: str) -> str:
+    if OmegaConf.is_missing(cfg, part):
+        return "(required)"
+    return "null" if cfg[part] is None else str(cfg[part])

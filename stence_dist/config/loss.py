@@ -32,8 +32,9 @@ class LossConfig:
                 f"loss.temperature={self.temperature} is an inverse temperature of {1 / self.temperature:g}, above "
                 f"loss.max_logit_scale={self.max_logit_scale:g}. Raise one of them."
             )
-        if self.stenosis_weight < 0:
-            raise ConfigError(f"loss.stenosis_weight={self.stenosis_weight}. Use 0 or more.")
+        for name in ("stenosis_weight", "patient_weight", "artery_weight", "segment_weight"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"loss.{name}={getattr(self, name):g}. Use 0 or more.")
         total = self.patient_weight + self.artery_weight + self.segment_weight
         if abs(total - 1) > 1e-6:
             raise ConfigError(

@@ -20,11 +20,13 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         check_name("optimizer", self, type(self))
-        for rate in ("ecg_lr", "image_lr", "scale_lr", "weight_decay", "final"):
+        for rate in ("ecg_lr", "image_lr", "scale_lr", "weight_decay"):
             if getattr(self, rate) < 0:
                 raise ConfigError(f"optimizer.{rate}={getattr(self, rate):g}. Use 0 or more.")
         if not 0 <= self.warmup < 1:
             raise ConfigError(f"optimizer.warmup={self.warmup}. It is a share of the run: use 0 to below 1.")
+        if not 0 <= self.final <= 1:
+            raise ConfigError(f"optimizer.final={self.final:g}. It is a share of the peak: use 0 to 1.")
 
 
 @dataclass
@@ -36,6 +38,14 @@ class AdamWConfig(OptimizerConfig):
     beta2: float = key("decay of the second moment", 0.999)
     epsilon: float = key("added to the root of the second moment", 1e-8)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"optimizer.{name}={getattr(self, name):g}. Use a decay from 0 to below 1.")
+        if self.epsilon <= 0:
+            raise ConfigError(f"optimizer.epsilon={self.epsilon:g}. Use a value above 0, e.g. 1e-8.")
+
 
 @dataclass
 class SgdConfig(OptimizerConfig):
@@ -43,3 +53,8 @@ class SgdConfig(OptimizerConfig):
 
     name: str = key("set by the group; do not change", "sgd")
     momentum: float = key("momentum", 0.0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.momentum < 1:
+            raise ConfigError(f"optimizer.momentum={self.momentum:g}. Use 0 (off) to below 1.")

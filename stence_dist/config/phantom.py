@@ -120,6 +120,21 @@ class PhantomConfig:
         for name, value in {"ischemia_mv": self.ischemia_mv, "label_noise": self.label_noise}.items():
             if value < 0:
                 raise ConfigError(f"{name}={value}. Use 0 or more.")
+        for group_name in ("disease", "ecg", "image"):
+            for name, value in vars(getattr(self, group_name)).items():
+                if value < 0 and name != "offset":  # which is in log-odds
+                    raise ConfigError(f"{group_name}.{name}={value:g}. Use 0 or more.")
+        if min(self.disease.span, self.image.field_of_view, self.image.photons) <= 0:
+            raise ConfigError(
+                f"disease.span={self.disease.span:g}, image.field_of_view={self.image.field_of_view:g}, "
+                f"image.photons={self.image.photons:g}. Use values above 0."
+            )
+        if not 0 < self.image.lesion_shortest <= self.image.lesion_longest:
+            raise ConfigError(
+                f"image.lesion_shortest={self.image.lesion_shortest:g}, "
+                f"image.lesion_longest={self.image.lesion_longest:g}. Use lengths above 0, the longest not below the "
+                "shortest."
+            )
         if self.image.size < 16 or self.image.frames < 4:
             raise ConfigError(
                 f"image.size={self.image.size}, image.frames={self.image.frames}. Use 16 pixels and 4 frames or more."

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from stence_dist.config.data import AugmentConfig
+from stence_dist.config.data import AugmentConfig, EcgAugmentConfig
 
 _NARROWEST = 3 / 4  # shape of a crop of frames: width to height, and the reverse
 
 
 def augment_ecg(
-    ecg: NDArray[np.float32], config: AugmentConfig, sampling_rate: float, draws: np.random.Generator
+    ecg: NDArray[np.float32], config: EcgAugmentConfig, sampling_rate: float, draws: np.random.Generator
 ) -> NDArray[np.float32]:
     """A prepared ECG (L, T) as one draw of the configured augmentation makes it; (L, T) float32.
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from stence_dist.batch import PairBatch, PairSample, collate
-from stence_dist.config.data import AugmentConfig
+from stence_dist.config.data import AugmentConfig, EcgAugmentConfig
 from stence_dist.data.augment import augment_ecg, augment_frames, keep_branches, keep_views
 from stence_dist.data.order import check_global_batch, ordinals, rank_positions
 from stence_dist.data.sample import StoredSample
@@ -53,7 +53,7 @@ class PairReader(Dataset[PairSample]):
         spec: EcgSpec,
         *,
         seed: int,
-        augment: AugmentConfig | None,
+        augment: EcgAugmentConfig | None,
         views: bool,
         drop_rates: Sequence[float] = (),
         verify: str = "first_pass",
@@ -112,6 +112,7 @@ class PairReader(Dataset[PairSample]):
             ecg = self._prepare(stored, row, functools.partial(prepare_ecg, place=place))
             ecg = augment_ecg(ecg, self.augment, self.spec.sampling_rate, draws)
             if self.views:
+                assert isinstance(self.augment, AugmentConfig), "a reader of views gets the keys of views"
                 draws = generator(self.seed, "augment views", position, number)
                 chosen = keep_views(len(chosen), self.augment.drop_views, draws)
                 stored = self._augment_frames(stored, self.augment, draws)
