@@ -15,10 +15,13 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
+
+ROOT = Path(__file__).resolve().parents[1]
 
 # What ranks import sooner or later; much of it only when it is first used.
 _IMPORTED = (
@@ -108,6 +111,14 @@ class Forks:
         return "".join(rank.output for rank in self.ranks)
 
 
+def run_script(name: str, arguments: Sequence[str], expected: int = 0) -> str:
+    """What `launch/embed.py`, say, prints with these arguments; it must end with the code `expected`."""
+    process = Forks([str(ROOT / name), *arguments], [{**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}])
+    output, _ = process.communicate()
+    assert process.returncode == expected, f"{name} ended with {process.returncode}:\n{output[-4000:]}"
+    return output
+
+
 def free_port() -> int:
     """A TCP port on 127.0.0.1 that was free a moment ago."""
     with socket.socket() as listener:
@@ -161,6 +172,7 @@ def _run(command: Sequence[str], env: Mapping[str, str], log: str) -> None:
         sys.excepthook(*sys.exc_info())
         code = 1
     finally:
+        threading._shutdown()  # joblib's workers end here, as where an interpreter ends
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code or 0)

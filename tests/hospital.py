@@ -35,6 +35,7 @@ STAFF_AND_PLACES = (
     "Pimmstein",
 )
 SEGMENTS = [f"seg_{number}" for number in range(1, 17)]
+ACUTE, FAILING = (9,), (11,)  # patients with an infarction when they were recorded, with a weak heart
 
 
 @dataclass(frozen=True)
@@ -315,6 +316,7 @@ def write_hospital(folder: Path, splits: Sequence[str], features: Iterable[int] 
         date = "-".join(person.recorded)
         common = {"patient_id": person.mrn, "name": f"{person.first} {person.last}", "born": "-".join(person.born)}
         known = {"age": 40 + number, "sex": "MF"[number % 2], "site": "A", "split": split}
+        known |= {"acute": int(number in ACUTE), "lvef": 35 if number in FAILING else 60}
         ecgs.append({**common, "date": date, "ecg_path": written.relative_to(folder).as_posix(), **known})
         segments = dict.fromkeys(SEGMENTS, 0) | {"seg_6": 90 if number % 2 else 20}
         report = {"accession": person.accession, "report": NOTE, "operator": DOCTOR}

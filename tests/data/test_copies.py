@@ -1,12 +1,14 @@
 """Several shard sets of one cohort as augmented copies of its stored features: which one a training item reads."""
 
 import csv
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from forks import run_script
 
 from stence_dist.config.build import BuildConfig
 from stence_dist.config.data import DataConfig
@@ -150,3 +152,32 @@ def test_sets_of_other_rows_or_views_are_refused(folder: Path, copy: int) -> Non
     config = pretraining(folder, 1, copy)
     with pytest.raises(DataError, match=rf"data\.copies=.*shards{copy} does not hold the training rows"):
         plan(config, torch.device("cpu"))
+
+
+def losses(folder: Path, run: Path, *keys: str) -> tuple[list[str], list[float]]:
+    """Batch hashes and contrastive losses of eight steps of `launch/pretrain.py` over stored features."""
+    model = ["embedding=16", "ecg_encoder.widths=[8,16]", "ecg_encoder.seconds=1", "image_tower=tokens"]
+    model += [f"image_tower.{key}" for key in ("width=16", "depth=1", "heads=2", "feedforward=32")]
+    still = ["optimizer.ecg_lr=0", "optimizer.image_lr=0", "loss.stenosis_weight=0"]
+    length = ["steps=8", "log_every=1", "engine.global_batch_size=2", "data.workers=0", "pictures_every=0"]
+    places = [f"data.shards={folder / 'shards0'}", f"run_dir={run}"]
+    run_script("launch/pretrain.py", [*places, *model, *still, *length, *keys])
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if "loss" in row]
+    return [row["batch_hash"] for row in rows], [row["contrastive"] for row in rows]
+
+
+@pytest.mark.dist
+def test_a_run_reads_its_copies(folder: Path, tmp_path: Path) -> None:
+    """A run over stored features: the same ECGs in the same order, and at rates of 0, with all weights as they began,
+    other losses in batches with a study of a copy, which the reader's own draws name; equal ones in all others."""
+    hashes, alone = losses(folder, tmp_path / "alone")
+    keys = [f"data.copies=[{folder / 'shards1'},{folder / 'shards2'}]"]
+    copied = losses(folder, tmp_path / "copied", *keys)
+    assert copied[0] == hashes
+    whole = training_batches(
+        reader(folder, seed=0), start=0, stop=8, g=2, accumulation=1, rank=0, world_size=1, workers=0
+    )
+    expected = [any(drawn(batch.views)) for (batch,) in whole]
+    assert 0 < sum(expected) < 8
+    assert [one != other for one, other in zip(alone, copied[1], strict=True)] == expected

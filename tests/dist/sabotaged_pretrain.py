@@ -1,7 +1,8 @@
 """launch/pretrain.py in which one thing goes wrong: SABOTAGE="RANK POINT CALL ACTION", RANK a number or `all`.
 
 At the CALL-th call (from 1) of what POINT names on that rank, ACTION happens. The product has no hooks: functions are
-replaced before it starts. OWN_FOLDERS=1 gives every rank a run folder of its own, PAUSE_S makes updates slow.
+replaced before it starts. STRUCK names a file that is touched at that moment. OWN_FOLDERS=1 gives every rank a run
+folder of its own, PAUSE_S makes updates slow.
 """
 
 import errno
@@ -88,6 +89,8 @@ def sabotage(rank: str, point: str, call: str, action: str) -> None:
     def replaced(*arguments: Any, **named: Any) -> Any:
         left[0] -= 1
         if left[0] == 0:
+            if "STRUCK" in os.environ:
+                Path(os.environ["STRUCK"]).touch()
             ACTIONS[action]()
         return original(*arguments, **named)
 

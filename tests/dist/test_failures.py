@@ -20,12 +20,14 @@ RUN = [*SMALL, "steps=12", "engine.global_batch_size=12", "save_every=3", "eval_
 HOST = os.uname().nodename
 
 
-def fail(arguments: list[str], sabotage: str, timeout: float = 120) -> tuple[str, float]:
-    """Output of two ranks of which one is sabotaged, which must fail, and the seconds from the failure to the end."""
-    run = next(Path(value.removeprefix("run_dir=")) for value in arguments if value.startswith("run_dir="))
-    process = start(LAUNCHER, 2, arguments, script=SABOTAGED, SABOTAGE=sabotage)
+def fail(arguments: list[str], sabotage: str, struck: Path, timeout: float = 120) -> tuple[str, float]:
+    """Output of two ranks of which one is sabotaged, which must fail, and the seconds from the failure to the end.
+
+    `struck` is a file that the failing rank touches first.
+    """
+    process = start(LAUNCHER, 2, arguments, script=SABOTAGED, SABOTAGE=sabotage, STRUCK=str(struck))
     output, _ = process.communicate(timeout=timeout)
-    took = time.time() - (run / "status.json").stat().st_mtime
+    took = time.time() - struck.stat().st_mtime
     assert process.returncode == 1, output[-3000:]
     return output, took
 
@@ -48,7 +50,7 @@ if os.environ.get("SLOW"):
 def test_one_rank_s_failure_ends_all(sabotage: str, expected: list[str], small_shards: Path, tmp_path: Path) -> None:
     """Within 10 s, exit 1, a message that names rank, host, step and samples; the same command then goes on."""
     arguments = [*RUN, f"data.shards={small_shards}", f"run_dir={tmp_path / 'run'}"]
-    output, took = fail(arguments, sabotage)
+    output, took = fail(arguments, sabotage, tmp_path / "struck")
     assert took < 10
     rank = sabotage.split()[0]
     for part in [*expected, f"rank {rank} on {HOST}"]:

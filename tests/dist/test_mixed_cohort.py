@@ -9,23 +9,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hospital import NOTE, Person, words_of, write_hospital, write_table
+from forks import run_script
+from hospital import ACUTE, FAILING, NOTE, Person, words_of, write_hospital, write_table
 from leaks import leaked, leaked_by_files
 from pretraining import PLAIN, SMALL, pretrain
 
 from stence_dist.check.examine import check
 from stence_dist.config.build import BuildConfig
 from stence_dist.config.check import CheckConfig
-from stence_dist.config.embed import EmbedConfig
-from stence_dist.config.finetune import FinetuneConfig, LabelledDataConfig
 from stence_dist.config.pair import PairConfig
-from stence_dist.config.report import ReportConfig
 from stence_dist.data.build import build
 from stence_dist.data.pair import pair
-from stence_dist.embed import embed
 from stence_dist.errors import CheckFailedError, DataError
-from stence_dist.evaluate.report.page import report
-from stence_dist.train.finetune import finetune
+from stence_dist.files import read_json
 
 pytestmark = pytest.mark.dist
 
@@ -77,24 +73,22 @@ def owners_list(path: Path, column: str) -> str:
     return "\n".join(f"{name}: {value}" for row in rows for name, value in row.items() if name != column)
 
 
-def test_a_mixed_cohort_goes_all_the_way_and_tells_nobody(
-    hospital: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """Tables joined, built, looked at, trained on, probed, embedded and reported; names, numbers, dates, staff, places
-    and texts of the source stand in none of the files, logs and prints, but for paths in the owner's lists of rejects.
+def test_a_mixed_cohort_goes_all_the_way_and_tells_nobody(hospital: Path, tmp_path: Path) -> None:
+    """Tables joined, built, looked at, trained on, probed, compared, embedded and reported, by the scripts as they are
+    typed; names, numbers, dates, staff, places and texts of the source stand in none of the files, logs and prints, but
+    for paths in the owner's lists of rejects.
     """
     cohort, out = hospital / "cohort.csv", tmp_path / "out"
     out.mkdir()
-    tables = PairConfig(str(hospital / "ecgs.csv"), str(hospital / "studies.csv"), 30, str(cohort))
-    shards, run, probe = out / "shards", out / "run", out / "probe"
-    weights = str(run / "ecg_tower.safetensors")
-    built = BuildConfig(cohort=str(cohort), out=str(shards), image_size=32, workers=2, shard_size=5)
+    shards, run, embeddings = out / "shards", out / "run", out / "embeddings.npz"
+    tables = [f"ecg={hospital / 'ecgs.csv'}", f"studies={hospital / 'studies.csv'}", f"out={cohort}"]
     outputs = {
-        "pair": said(lambda: pair(tables), caplog, capfd),
-        "build": said(lambda: build(built) and None, caplog, capfd),
-        "check": said(lambda: check(CheckConfig(str(cohort), out=str(out / "cohort"), workers=1)), caplog, capfd),
-        "folder": said(lambda: check(CheckConfig(str(hospital), out=str(out / "folder"), workers=1)), caplog, capfd),
-        "shards": said(lambda: check(CheckConfig(str(shards), out=str(out / "set"), workers=1)), caplog, capfd),
+        "pair": run_script("shards/pair.py", [*tables, "window_days=30", "policy=nearest"]),
+        "build": run_script("shards/build.py", [f"cohort={cohort}", f"out={shards}", "image_size=32", "shard_size=5"]),
+        "verify": run_script("shards/build.py", [f"verify={shards}"]),
+        "check": run_script("launch/check.py", [f"path={cohort}", f"out={out / 'cohort'}", "workers=1"]),
+        "folder": run_script("launch/check.py", [f"path={hospital}", f"out={out / 'folder'}", "workers=1"]),
+        "shards": run_script("launch/check.py", [f"path={shards}", f"out={out / 'set'}", "workers=1"]),
     }
     rejected = {int(row["row"]): row["reason"] for row in read_rows(shards / "rejects.csv")}
     assert set(rejected) == {number + 1 for number in (*FEATURES, *DAMAGED)}
@@ -102,20 +96,23 @@ def test_a_mixed_cohort_goes_all_the_way_and_tells_nobody(
     assert {row["split"]: 1 for row in read_rows(cohort)} == dict.fromkeys(("train", "val", "test"), 1)
     arguments = [*SMALL, "steps=3", "engine.global_batch_size=6", f"data.shards={shards}", f"run_dir={run}"]
     outputs["pretrain"] = pretrain(PLAIN, 1, arguments)
-    learned = FinetuneConfig(str(probe), weights, rows="paired", bootstrap=20, data=LabelledDataConfig(str(shards)))
-    outputs["finetune"] = said(lambda: finetune(learned), caplog, capfd)
-    embedded = EmbedConfig(weights, str(hospital / "ecg"), str(out / "embeddings.npz"))
-    outputs["embed"] = said(lambda: embed(embedded), caplog, capfd)
-    for folder in (run, probe):
-        outputs[f"report of {folder.name}"] = said(
-            lambda folder=folder: report(ReportConfig(str(folder))), caplog, capfd
-        )
+    weights = f"weights={run / 'ecg_tower.safetensors'}"
+    labelled = [weights, f"data.shards={shards}", 'cohort.exclude=[acute,"lvef<40"]', "bootstrap=20"]
+    outputs["finetune"] = run_script("launch/finetune.py", [*labelled, "mode=probe", f"run_dir={out / 'probe'}"])
+    few = ["labels=[4,all]", "draws=2", "repeats=1", "workers=1", "supervised.steps=2", f"run_dir={run / 'compare'}"]
+    outputs["compare"] = run_script("launch/compare.py", [*labelled, *few])
+    outputs["embed"] = run_script("launch/embed.py", [weights, f"ecg={hospital / 'ecg'}", f"out={embeddings}"])
+    for folder in (run, out / "probe", run / "compare"):
+        outputs[f"report of {folder.name}"] = run_script("launch/report.py", [f"run_dir={folder}"])
+        assert (folder / "report.html").exists()
+    for folder in (out / "probe", run / "compare"):
+        assert read_json(folder / "data.json")["excluded"]["all"]["train"] == len({*ACUTE, *FAILING})
+    assert {row["labels"] for row in read_json(run / "compare" / "summary.json")["arms"]} == {4, "all"}
 
     assert {Person(0).mrn, NOTE} <= leaked(cohort.read_bytes(), WORDS)  # of the user's own, so the search can find
     outputs["left out"] = (hospital / "cohort.csv.left_out.csv").read_text()
     for verb, text in outputs.items():
         assert leaked(text.encode(), WORDS) == set(), (verb, text)
-    embeddings = out / "embeddings.npz"
     assert stat.S_IMODE(embeddings.stat().st_mode) == 0o600
     assert Person(0).last in leaked(embeddings.read_bytes(), WORDS)  # named by files, for the owner
     with np.load(embeddings) as arrays:

@@ -8,6 +8,7 @@ import numpy as np
 import pydicom
 import pytest
 import wfdb
+from forks import run_script
 
 from stence_dist import files
 from stence_dist.config.phantom import PhantomConfig
@@ -32,6 +33,18 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> PhantomConfig:
 def rows(config: PhantomConfig) -> list[dict[str, str]]:
     with open(Path(config.out) / "cohort.csv", newline="") as file:
         return list(csv.DictReader(file))
+
+
+@pytest.mark.dist
+def test_the_script_writes_the_same(cohort: PhantomConfig, tmp_path: Path) -> None:
+    """As typed: the table and the fingerprint of the cohort of the same config; what it holds, its path last."""
+    typed = [f"out={tmp_path}", "patients=3", "seed=8", "ecg_only=2", "workers=1"]
+    printed = run_script("launch/phantom.py", typed).splitlines()
+    assert (tmp_path / "cohort.csv").read_bytes() == (Path(cohort.out) / "cohort.csv").read_bytes()
+    here, there = (files.read_json(Path(folder) / "phantom.json") for folder in (tmp_path, cohort.out))
+    assert here["fingerprint"] == there["fingerprint"]
+    assert printed[-1] == str(tmp_path / "cohort.csv")
+    assert f"3 pairs with {here['summary']['views']} runs, 2 with an ECG alone" in printed
 
 
 def test_table(cohort: PhantomConfig) -> None:

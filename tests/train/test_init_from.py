@@ -1,7 +1,6 @@
 """init_from: which weights a pretraining run starts from, what it refuses, and that they are part of its identity."""
 
 import dataclasses
-import os
 import re
 import shutil
 from pathlib import Path
@@ -9,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from forks import Forks
+from forks import run_script
 from safetensors.torch import load_file
 
 from stence_dist import files
 from stence_dist.config.data import DataConfig
 from stence_dist.config.ecg_encoder import EcgEncoderConfig, OtisConfig, ResNetConfig
 from stence_dist.config.engine import EngineConfig
-from stence_dist.config.load import CONFIG_FOLDER, load
+from stence_dist.config.load import load
 from stence_dist.config.loss import LossConfig
 from stence_dist.config.pretrain import PretrainConfig
 from stence_dist.errors import ConfigError, DataError
@@ -194,10 +193,7 @@ def arguments(shards: Path, run: Path, init_from: Path, *more: str) -> list[str]
 
 def run_pretraining(keys: list[str], expected: int = 0) -> None:
     """`launch/pretrain.py` in a process of its own, as a user starts it."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    process = Forks([str(CONFIG_FOLDER.parent / "launch" / "pretrain.py"), *keys], [environment])
-    output, _ = process.communicate()
-    assert process.returncode == expected, output[-3000:]
+    run_script("launch/pretrain.py", keys, expected)
 
 
 def test_a_run_starts_from_the_file(small_shards: Path, tmp_path: Path) -> None:

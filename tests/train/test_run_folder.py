@@ -35,14 +35,18 @@ def flat(*arguments: str) -> dict[str, object]:
     "free",
     [
         *("engine.zero_stage=3", "data.workers=4", "log_every=1", "save_every=7", "keep_last=3", "data.verify=always"),
-        "pictures_every=0",
+        *("pictures_every=0", "engine.profile=true"),
     ],
 )
 def test_identity_leaves_out_what_changes_nothing(free: str) -> None:
-    """ZeRO stage, workers, logging and checks are free; the accumulation is, too, where the pool stays."""
+    """ZeRO stage, workers, logging, checks and the profiler are free."""
     assert flat(free) == flat()
-    halved = ["engine.accumulation=2", "engine.global_batch_size=64"]
-    assert flat(*halved) != flat()  # another pool
+
+
+def test_accumulation_is_free_where_the_pool_stays() -> None:
+    """Micro-batches that meet all pairs of a step are the run of one large batch; smaller pools are another run."""
+    assert flat("engine.accumulation=2", "engine.negatives=accumulated") == flat()
+    assert flat("engine.accumulation=2") != flat()
 
 
 @pytest.mark.parametrize("bound", ["seed=1", "loss.temperature=0.1", "optimizer.ecg_lr=1e-3", "optimizer=sgd"])
