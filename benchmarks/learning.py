@@ -54,7 +54,7 @@ class Sizes:
     null_test: int = 4000
     epochs: int | None = None  # None: the recipe's
     epochs_without_labels: int = 40
-    epochs_stence: int = 20
+    epochs_stence: int = 30
     draws: int = 10
     repeats: int = 2
     bootstrap: int = 1000
