@@ -310,13 +310,13 @@ def refuse_together(check: Callable[[], None]) -> None:
 
 def any_rank(flag: bool) -> bool:
     """True where any rank's flag is set."""
-    return any_rank_later(flag)()
+    return bool(largest_later(int(flag))())
 
 
-def any_rank_later(flag: bool) -> Callable[[], bool]:
-    """`any_rank`, begun now and finished by the call."""
-    flags = all_gather_later(torch.tensor([int(flag)], dtype=torch.int32, device=collective_device()))
-    return lambda: bool(flags().any())
+def largest_later(value: int) -> Callable[[], int]:
+    """The largest of the ranks' values; begun now and finished by the call."""
+    values = all_gather_later(torch.tensor([value], dtype=torch.int32, device=collective_device()))
+    return lambda: int(values().max())
 
 
 def collective_device() -> torch.device:

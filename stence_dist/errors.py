@@ -44,4 +44,11 @@ class CommonFailureError(RuntimeError):
 
 
 class StoppedError(Exception):
-    """A run stopped on request after saving; the same command resumes it. Ends the command with exit code 75."""
+    """A run stopped on request after saving; the same command resumes it. Ends the command with exit code 75.
+
+    `terminated`: it was SIGTERM, which may mean one node of several.
+    """
+
+    def __init__(self, message: str, *, terminated: bool = False) -> None:
+        super().__init__(message)
+        self.terminated = terminated

@@ -52,6 +52,7 @@ def replacing(path: Path | str, mode: int = 0o644) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f"{TEMPORARY_PREFIX}{path.name}-{secrets.token_hex(4)}"
     try:
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))  # until it is whole
         yield temporary
         descriptor = os.open(temporary, os.O_RDWR)
         try:

@@ -50,6 +50,11 @@ def would_restart(environment: Mapping[str, str]) -> bool:
     return int(environment.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
 
 
+def has_other_nodes(environment: Mapping[str, str]) -> bool:
+    """True where torchrun's group spans several nodes."""
+    return int(environment.get("GROUP_WORLD_SIZE", "1")) > 1
+
+
 def shares_store(environment: Mapping[str, str]) -> bool:
     """True where torchrun's own store, kept over its restarts, is the one that the ranks meet in."""
     return environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"

@@ -126,6 +126,8 @@ def test_numbers_are_read_as_they_are_typed(argument: str, value: object) -> Non
     [
         ("engine.zero_stge=1", "Did you mean engine.zero_stage="),
         ("zero_stage=1", "Did you mean engine.zero_stage="),
+        ("recpie=phantom", "Did you mean recipe="),
+        ("optimiser=sgd", "Did you mean optimizer="),
         ("steps=many", "expected int"),
         ("+steps=3", "Write key=value"),
         ("~steps", "Write key=value"),
@@ -256,16 +258,31 @@ def test_yaml_files_hold_no_code() -> None:
         yaml.safe_load(path.read_text())
 
 
-@pytest.mark.parametrize(("restarts", "code"), [(None, 75), ("0", 75), ("3", 0)])
-def test_a_stop_is_no_failure_to_restart_from(monkeypatch: pytest.MonkeyPatch, restarts: str | None, code: int) -> None:
-    """75 where it reaches the user; 0 under a torchrun that would start the ranks again, and undo the stop."""
+@pytest.mark.parametrize(
+    ("restarts", "nodes", "terminated", "code"),
+    [
+        (None, None, True, 75),
+        ("0", "2", True, 75),
+        ("3", "1", True, 0),
+        ("3", "2", False, 0),
+        ("3", "2", True, 75),
+    ],
+)
+def test_a_stop_is_no_failure_to_restart_from(
+    monkeypatch: pytest.MonkeyPatch, restarts: str | None, nodes: str | None, terminated: bool, code: int
+) -> None:
+    """75 where it reaches the user; 0 under a torchrun that would start the ranks again, and undo the stop.
+
+    Except where SIGTERM ends one node of several: the others are to go on.
+    """
 
     def stop(_: DoctorConfig) -> None:
-        raise StoppedError("stopped after step 3 on request")
+        raise StoppedError("stopped after step 3 on request", terminated=terminated)
 
     monkeypatch.setattr("sys.argv", ["doctor.py"])
-    if restarts is not None:
-        monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", restarts)
+    for name, value in (("TORCHELASTIC_MAX_RESTARTS", restarts), ("GROUP_WORLD_SIZE", nodes)):
+        if value is not None:
+            monkeypatch.setenv(name, value)
     assert _guarded(DoctorConfig, "doctor", stop) == code  # `run` would end this process where another test has ranks
 
 

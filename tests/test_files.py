@@ -51,6 +51,7 @@ def test_a_reader_meets_the_old_or_the_new_file(tmp_path: Path) -> None:
     write_bytes(path, b"old")
     with replacing(path, mode=0o600) as temporary:
         temporary.write_bytes(b"new")
+        assert temporary.stat().st_mode & 0o777 == 0o600
         assert path.read_bytes() == b"old"
     assert path.read_bytes() == b"new"
     assert path.stat().st_mode & 0o777 == 0o600

@@ -17,6 +17,7 @@ from stence_dist.check.recordings import Place, Recordings, Seen, describe
 from stence_dist.check.studies import Views, meta_view
 from stence_dist.config.check import CheckConfig
 from stence_dist.data.cohort_table import LABEL_COLUMN
+from stence_dist.data.frames import key_frame_place
 from stence_dist.data.index import SHARD_NAME, SPLITS
 from stence_dist.data.readers.record import EcgRecord
 from stence_dist.data.sample import StoredSample
@@ -193,7 +194,7 @@ def _frame_pictures(shards: ShardSet, tables: dict[str, SampleTable], places: li
         if stored.views is not None:
             frames = stored.views[0]
             caption = f"{split} sample {int(tables[split].sample[row])}: the first view, as stored"
-            pictures.append(Picture("frame", caption, frame_png(frames[len(frames) // 2])))
+            pictures.append(Picture("frame", caption, frame_png(frames[key_frame_place(len(frames))])))
     return pictures
 
 

@@ -86,7 +86,9 @@ def _guarded(config_class: type[C], verb: str, main: Callable[[C], int | None]) 
     except StoppedError as stop:
         sys.stderr.write(f"{where}{stop}\n")
         # A stop is no failure that torchrun should mend. It flattens the code in any case; status.json says "stopped".
-        return EXIT_DONE if launchers.would_restart(os.environ) else EXIT_STOPPED
+        # But where a node of several leaves, or one joins, the agents of the others start their ranks again.
+        goes_on = stop.terminated and launchers.has_other_nodes(os.environ)
+        return EXIT_DONE if launchers.would_restart(os.environ) and not goes_on else EXIT_STOPPED
     except CheckFailedError as error:
         sys.stderr.write(f"{where}{error}\n")
         return EXIT_FAILURE
@@ -138,7 +140,7 @@ def load(config_class: type[C], verb: str, arguments: Sequence[str]) -> C:
     choices, values = _split(arguments)
     cfg, _ = _compose(config_class, verb, choices)
     for name, text in values.items():
-        _assign(cfg, name, text)
+        _assign(cfg, verb, name, text)
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise ConfigError(
@@ -235,14 +237,14 @@ def _check_choices(verb: str, choices: dict[str, str]) -> None:
             raise ConfigError(f"{group_name}={name} is not known. Use one of: {', '.join(known)}.")
 
 
-def _assign(cfg: DictConfig, name: str, text: str) -> None:
+def _assign(cfg: DictConfig, verb: str, name: str, text: str) -> None:
     """Set one key to what was typed, as `_read` and `_read_container` take it."""
     node: Any = cfg
     parts = [f"{part}_" if keyword.iskeyword(part) else part for part in name.split(".")]
     for part in parts:
         node = node._get_node(part) if isinstance(node, DictConfig) and part in node.keys() else None  # noqa: SIM118
         if node is None:
-            raise ConfigError(_unknown_key(cfg, name))
+            raise ConfigError(_unknown_key(cfg, verb, name))
     if isinstance(node, DictConfig) and dataclasses.is_dataclass(OmegaConf.get_type(node)):
         raise ConfigError(f"{name} is a group of keys. Set one of them, e.g. {name}.{next(map(str, node))}=…")
     kind = node._metadata.ref_type
@@ -301,8 +303,10 @@ def _as_typed(name: str) -> str:
     return name.removesuffix("_")
 
 
-def _unknown_key(cfg: DictConfig, name: str) -> str:
-    known = _keys(cfg)
+def _unknown_key(cfg: DictConfig, verb: str, name: str) -> str:
+    groups = list(_verb_groups(verb))
+    chosen = [f"{group}.name" for group in groups]  # by typing the group
+    known = groups + [key for key in _keys(cfg) if key not in chosen]
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     near += [other for other in known if other.split(".")[-1] == name.split(".")[-1] and other not in near]
     advice = f" Did you mean {' or '.join(f'{other}=' for other in near[:3])}?" if near else ""

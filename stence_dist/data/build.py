@@ -221,7 +221,7 @@ def _seal(
     counts = {split: sum(shard["samples"] for shard in made if shard["split"] == split) for split in SPLITS}
     pairs = {split: sum(shard.pop("pairs") for shard in made if shard["split"] == split) for split in SPLITS}
     _report(every, counts, pairs, destination)
-    _report_saturated(sum(record.get("saturated", 0) for record in records), plan.out)
+    _report_doubtful(plan.out, *(sum(record.get(name, 0) for record in records) for name in ("saturated", "doubtful")))
     try:
         check_splits_filled(counts, len(every))
     except DataError:
@@ -267,7 +267,13 @@ def _report(rejects: list[Reject], counts: dict[str, int], pairs: dict[str, int]
         log.warning("  %s", reject.message())
 
 
-def _report_saturated(views: int, out: Path) -> None:
+def _report_doubtful(out: Path, views: int, ecgs: int) -> None:
+    if ecgs:
+        text = (
+            "%d ECGs are kept with leads that lack samples, stand still for half of it, or contradict each other; "
+            "launch/check.py path=%s names them"
+        )
+        log.warning(text, ecgs, out)
     if views:
         text = "%d views are almost all black or all white; does their window fit? launch/check.py path=%s names them"
         log.warning(text, views, out)

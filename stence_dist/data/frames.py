@@ -30,9 +30,14 @@ class FrameSettings:
     mask_bottom: float = 0.0
 
 
+def key_frame_place(count: int) -> int:
+    """Where the key frame stands among the `count` frames that are stored of a view."""
+    return (count - 1) // 2
+
+
 def frame_indices(key_frame: int, count: int, spacing: int, total: int) -> list[int]:
     """`count` frame numbers around `key_frame`, `spacing` apart, those beyond an end of the run moved to that end."""
-    first = key_frame - spacing * ((count - 1) // 2)
+    first = key_frame - spacing * key_frame_place(count)
     return [min(max(first + spacing * number, 0), total - 1) for number in range(count)]
 
 

@@ -1,7 +1,9 @@
 """From positions and row numbers to batches, in this process or in loader processes, bitwise alike."""
 
+import contextlib
 import dataclasses
 import functools
+import math
 import multiprocessing
 import os
 import signal
@@ -26,7 +28,7 @@ from stence_dist.ecg import EcgSpec, prepare_ecg, prepare_windows
 from stence_dist.errors import DataError, RefusedError, SpecMismatchError
 from stence_dist.seeds import generator
 
-PREFETCH = 2  # micro-batches that each worker holds ready
+PREFETCH = 2  # batches that each worker holds ready, at least
 PARENT_CHECK_S = 0.5
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -91,14 +93,30 @@ class PairReader(Dataset[PairSample]):
     def training_samples(self, positions: Sequence[int]) -> list[PairSample]:
         """The training items at `positions`."""
         which = ordinals(np.asarray(positions, dtype=np.int64), len(self.rows), self.seed)
-        return [
-            self._training_sample(position, int(row), int(partner))
-            for position, row, partner in zip(positions, self.rows[which], self.partners[which], strict=True)
-        ]
+        samples = []
+        for position, row, partner in zip(positions, self.rows[which], self.partners[which], strict=True):
+            with self._named(int(row)):
+                samples.append(self._training_sample(position, int(row), int(partner)))
+        return samples
 
     def evaluation_samples(self, rows: Sequence[int]) -> list[PairSample]:
         """The evaluation items of `rows` of the split's table; ecg (windows, L, T), nothing drawn, all views."""
-        return [self._evaluation_sample(row) for row in rows]
+        samples = []
+        for row in rows:
+            with self._named(row):
+                samples.append(self._evaluation_sample(row))
+        return samples
+
+    @contextlib.contextmanager
+    def _named(self, row: int) -> Iterator[None]:
+        """Add to an error that nobody foresaw which sample it met; torch hands a worker's notes on as text."""
+        try:
+            yield
+        except RefusedError:
+            raise
+        except Exception as error:
+            error.add_note(f"({self._where(row)})")
+            raise
 
     def _training_sample(self, position: int, row: int, partner: int) -> PairSample:
         stored = self._stored(position, row, partner)
@@ -213,7 +231,8 @@ def training_batches(
             step, g=g, accumulation=accumulation, rank=rank, world_size=world_size, micro=micro
         )
     )
-    batches = _batches(reader.training_samples, positions, workers)
+    # All of a step's are asked for at once: as many are read while the step before them is computed.
+    batches = _batches(reader.training_samples, positions, workers, ahead=accumulation)
     return ([next(batches) for _ in range(accumulation)] for _ in range(start, stop))
 
 
@@ -241,14 +260,15 @@ class _Chunks(Dataset[PairBatch | RefusedError]):
             return error
 
 
-def _batches(read: _Read, chunks: Iterable[list[int]], workers: int) -> Iterator[PairBatch]:
+def _batches(read: _Read, chunks: Iterable[list[int]], workers: int, ahead: int = 1) -> Iterator[PairBatch]:
+    """The batches of `chunks`, at least `ahead` of which the workers hold ready."""
     loader = DataLoader(
         _Chunks(read),
         batch_size=None,
         sampler=chunks,
         collate_fn=_as_it_is,
         num_workers=workers,
-        prefetch_factor=PREFETCH if workers else None,
+        prefetch_factor=max(PREFETCH, math.ceil(ahead / workers)) if workers else None,
         multiprocessing_context=_worker_context() if workers else None,
         worker_init_fn=_heed_parent if workers else None,
         pin_memory=torch.cuda.is_initialized(),  # type: ignore[no-untyped-call]

@@ -13,6 +13,7 @@ from stence_dist.data.cohort import CohortRow, Reject
 from stence_dist.data.frames import FrameSettings
 from stence_dist.data.index import DatasetSpec
 from stence_dist.data.readers import EcgRecord, ImageStudy, ReaderError, read_ecg, read_study
+from stence_dist.data.readers.record import DOUBTFUL_FLAGS
 from stence_dist.data.sample import MEMBERS, encode, sample_key
 from stence_dist.data.sidecar import sidecar_name, sidecar_type
 from stence_dist.data.tar import scan
@@ -122,7 +123,7 @@ def build_shard(plan: BuildPlan, shard: ShardPlan) -> None:
 
     rejects: list[Reject] = []
     entries: list[NDArray[np.void]] = []
-    saturated = 0
+    saturated, doubtful = 0, 0
     path = plan.out / shard.name
     with replacing(path) as temporary, open(temporary, "wb", buffering=_WRITTEN_AT_ONCE) as file:
         writer = TarWriter(file, encoder=False, mtime=0)
@@ -137,6 +138,7 @@ def build_shard(plan: BuildPlan, shard: ShardPlan) -> None:
             for name, content in encode(record, study, _meta(row)).items():
                 writer.write({"__key__": sample_key(shard.split, row.row), name: content})
             entries.append(_entry(row, study, plan))
+            doubtful += any(map(record.flags.get, DOUBTFUL_FLAGS))
             saturated += sum("saturated" in view.meta for view in study.views) if study else 0
         writer.close()
     table = np.concatenate([np.zeros(0, dtype=sidecar_type(len(plan.columns))), *entries])
@@ -156,7 +158,7 @@ def build_shard(plan: BuildPlan, shard: ShardPlan) -> None:
         "max_views": int(table["view_count"].max(initial=0)),
     }
     listed = [dataclasses.asdict(reject) for reject in rejects]
-    finished = {"shard": made, "rejects": listed, "saturated": saturated}
+    finished = {"shard": made, "rejects": listed, "saturated": saturated, "doubtful": doubtful}
     write_json(record_of(plan.out, shard.name), finished, mode=0o600)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import softplus
+from torch.nn.functional import logsigmoid
 
 from stence_dist.losses.tiles import Tiles
 
@@ -31,8 +31,11 @@ class _Sigmoid(torch.autograd.Function):
         total = torch.zeros_like(bias)
         for rows, columns in tiles:
             tile = tiles.logits(rows, columns).add_(bias)
-            total -= tiles.diagonal(tile, rows, columns).sum()  # softplus(-x) = softplus(x) - x
-            total += tiles.hide(softplus(tile), rows, columns, 0.0).sum()
+            own = tiles.diagonal(tile, rows, columns).clone()
+            # softplus(x), exact for large x, too, where torch's own is linear.
+            paid = tiles.hide(logsigmoid(tile.neg_()).neg_(), rows, columns, 0.0)
+            tiles.diagonal(paid, rows, columns).copy_(-logsigmoid(own))
+            total += paid.sum()
         ctx.save_for_backward(ecg, image, logit_scale, logit_bias)
         ctx.tiles = tiles
         return total.squeeze(0) / len(ecg)

@@ -70,15 +70,18 @@ def compare(config: CompareConfig) -> None:
     with result_folder(folder, "compare", identity) as wanted:
         if wanted:
             _make(config, shards, folder, identity)
-    for row in files.read_json(folder / "summary.json")["differences"]:
+    summary = files.read_json(folder / "summary.json")
+    for row in summary["differences"]:
         found = interval_text(row["mean"], row["low"], row["high"])
-        logger.info("%s at %s labels: %s", row["name"], row["labels"], found)
+        weight = row["stenosis_weight"]
+        logger.info("%s at %s labels, stenosis_weight %g: %s", row["name"], row["labels"], weight, found)
+    logger.info("%s", summary["note"])
     logger.info("%s", folder / "summary.json")
 
 
 def _make(config: CompareConfig, shards: ShardSet, folder: Path, identity: dict[str, Any]) -> None:
     # Everything that can be refused is refused before any work.
-    pool = labelled_rows(shards, "train", config, rows_to_learn_from(shards, config)).require_both_classes()
+    pool = labelled_rows(shards, "train", config, rows_to_learn_from(shards, config, ("train",))).require_both_classes()
     test = labelled_rows(shards, "test", config, "all").require_both_classes()
     draws = {labels: _draws(pool, labels, config) for labels in config.labels}
     towers = _towers(config)

@@ -58,13 +58,14 @@ def _conclude(folder: Path, steps: int, global_batch_size: int, began: float, de
 
     report(ReportConfig(run_dir=str(folder)))
     rows = [row for row in files.read_json_lines(folder / "metrics.jsonl") if "loss" in row]
-    second_s = global_batch_size / float(rows[-1]["samples_per_s"])
+    # Nothing was loaded ahead of this one step: what it waited for its workers to start says nothing of a long run.
+    second_s = global_batch_size / float(rows[-1]["samples_per_s"]) - float(rows[-1]["data_wait_s"])
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     card = f", {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB on its GPU" if device.type == "cuda" else ""
     files.remove_tree(folder)
     logger.info(
         "dry run passed in %.0f s: trained, saved, loaded, validated, reported. Rank 0 took %.1f GiB%s. A step takes "
-        "about %.2f s here, so %d steps take about %.1f h, validations and saves aside.",
+        "about %.2f s here, so %d steps take about %.1f h; loading, validations and saves aside.",
         time.perf_counter() - began,
         memory / 2**30,
         card,

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,12 +94,14 @@ class LabelledRows:
         )
 
 
-def rows_to_learn_from(shards: ShardSet, config: FinetuneConfig | CompareConfig) -> str:
-    """`rows=` with auto resolved: ecg_only where training and validation both have such labelled rows, else paired."""
+def rows_to_learn_from(
+    shards: ShardSet, config: FinetuneConfig | CompareConfig, splits: Sequence[str] = ("train", "val")
+) -> str:
+    """`rows=` with auto resolved: ecg_only where each of `splits`, train first, has such labelled rows, else paired."""
     if config.rows != "auto":
         return config.rows
     counts = {}
-    for split in ("train", "val"):
+    for split in splits:
         known, kinds = _known(shards, split, config), _kinds(shards.table(split))
         counts[split] = [int((known & kinds[kind]).sum()) for kind in ("ecg_only", "all")]
     kind = "ecg_only" if all(ecg_only for ecg_only, _ in counts.values()) else "paired"
@@ -107,6 +109,12 @@ def rows_to_learn_from(shards: ShardSet, config: FinetuneConfig | CompareConfig)
     logger.info("rows=auto is %s: %d of %d labelled training rows are ECG-only", kind, ecg_only, labelled)
     if kind == "ecg_only" and ecg_only < _FEW_OF_ALL * labelled:
         logger.warning("%d of %d labelled training rows are used; rows=all takes all", ecg_only, labelled)
+    if kind == "paired" and ecg_only:
+        logger.warning(
+            "%d labelled ECG-only training rows are left out, as val has none. Pretraining may have seen the patients "
+            "of all others; rows=all takes every row",
+            ecg_only,
+        )
     return kind
 
 

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tqdm import tqdm
@@ -31,12 +31,19 @@ from stence_dist.train_step import listed, train_step
 logger = logging.getLogger("stence_dist")
 
 
+class Stop(NamedTuple):
+    """Why a run is asked to stop, and whether by SIGTERM."""
+
+    why: str
+    terminated: bool
+
+
 class StopRequest:
     """Set by SIGUSR1, a file STOP in the run folder or, once training runs, SIGTERM; ranks agree on it per step."""
 
     def __init__(self, folder: Path) -> None:
         self.file = folder / "STOP"
-        self._signal: str | None = None
+        self._signal: signal.Signals | None = None
         signal.signal(signal.SIGUSR1, self._remember)
 
     def heed_termination(self) -> None:
@@ -48,13 +55,21 @@ class StopRequest:
         signal.signal(signal.SIGTERM, self._remember)
 
     def _remember(self, number: int, _frame: object) -> None:
-        self._signal = signal.Signals(number).name
+        self._signal = signal.Signals(number)
 
-    def ask(self) -> Callable[[], str | None]:
+    def ask(self) -> Callable[[], Stop | None]:
         """Begin to agree on whether to stop: the call says why, None to go on, at the same step on all ranks."""
-        here = self._signal or (str(self.file) if distributed.rank() == 0 and self.file.exists() else None)
-        anyone = distributed.any_rank_later(here is not None)
-        return lambda: (here or "a signal to another rank") if anyone() else None
+        here = self._signal.name if self._signal else None
+        if here is None and distributed.rank() == 0 and self.file.exists():
+            here = str(self.file)
+        # 2 for SIGTERM to any rank, 1 for any other request.
+        agreed = distributed.largest_later(0 if here is None else 1 + (self._signal == signal.SIGTERM))
+
+        def answer() -> Stop | None:
+            kind = agreed()
+            return Stop(here or "a signal to another rank", terminated=kind == 2) if kind else None
+
+        return answer
 
 
 class Run:
@@ -67,7 +82,7 @@ class Run:
         self.stop = StopRequest(folder)
         self.best: checkpoint.Best | None = None
         self.validation = Validation(prepared.shards, self.config, prepared.rows, prepared.validation_rows)
-        self.waited_s, self.saved_s, self.logged_at, self.logged_step = 0.0, 0.0, time.perf_counter(), 0
+        self.waited_s, self.saved_s = 0.0, 0.0
         self.done = 0  # updates
         self.samples = torch.empty(0, dtype=torch.int64)  # of this rank, while an update is computed
 
@@ -148,9 +163,9 @@ class Run:
         )
         quiet = rank != 0 or not sys.stderr.isatty()
         self.bar = tqdm(total=self.plan.total_steps, initial=step, unit="step", disable=quiet, dynamic_ncols=True)
-        self.logged_step = step
         self.profiler = StepProfiler(self.path / "profile", step) if config.engine.profile else None
         self.stop.heed_termination()
+        self.logged_at, self.logged_step = time.perf_counter(), step  # what came before is no part of the training rate
 
     def _check_loaded(self, loaded: checkpoint.Loaded | None) -> None:
         if loaded is None:
@@ -203,19 +218,22 @@ class Run:
         if last or done % self.config.log_every == 0:
             self._log(done, self.plan.batch_hash(step), dataclasses.asdict(result))
         asked = stop()
-        why = None if last else asked
+        stopping = None if last else asked
         with span("validation"):
             improved = (last or done % self.config.eval_every == 0) and self._evaluate(done)
-        if last or why or improved or done % self.config.save_every == 0:
+        if last or stopping or improved or done % self.config.save_every == 0:
             self._save(done)
         self.done = done
         if self.profiler:
             self.profiler.step()
-        if why:
-            self.files.status("stopped", done, f"stopped on request ({why})")
+        if stopping:
+            self.files.status("stopped", done, f"stopped on request ({stopping.why})")
             self.stop.file.unlink(missing_ok=True)
             self._close()
-            raise StoppedError(f"stopped after step {done} on request ({why}); the same command goes on from there.")
+            raise StoppedError(
+                f"stopped after step {done} on request ({stopping.why}); the same command goes on from there.",
+                terminated=stopping.terminated,
+            )
 
     def _log(self, done: int, batch_digest: str, values: dict[str, Any]) -> None:
         now, steps = time.perf_counter(), done - self.logged_step

@@ -197,6 +197,19 @@ def test_rejects_leave_gaps(
     assert [row["row"] for row in rejected(tmp_path / "third" / "rejects.csv")] == ["2", "3", "4", "5", "21"]
 
 
+def test_doubtful_ecgs_are_counted(
+    cohort_writer: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One record of six lacks samples of a lead: kept, and counted with where to look."""
+    cohort = cohort_writer(tmp_path / "cohort", pairs=6, ecg_only=0)
+    path = cohort.parent / "ecg" / "r001.dat"
+    values = np.fromfile(path, dtype="<i2")
+    values[: 12 * 100 : 12] = -32768  # WFDB's mark of a sample that is missing
+    values.tofile(path)
+    build(config(cohort, tmp_path / "set"))
+    assert "1 ECGs are kept with leads that lack samples" in caplog.text
+
+
 def test_when_every_row_of_a_split_is_rejected(cohort_writer: Callable[..., Path], tmp_path: Path) -> None:
     """Three patients, one of them without a file: no set, an error that names the split, and the reasons on disk."""
     cohort = cohort_writer(tmp_path / "cohort", pairs=0, ecg_only=3)

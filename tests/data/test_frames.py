@@ -11,6 +11,7 @@ from stence_dist.data.frames import (
     fit_square,
     frame_indices,
     is_saturated,
+    key_frame_place,
     mask_bands,
     shown_part,
     to_bytes,
@@ -33,6 +34,7 @@ from stence_dist.data.readers.images.views_table import read_views_table
 def test_frame_indices(key_frame: int, count: int, spacing: int, total: int, expected: list[int]) -> None:
     """Written out by hand, with both ends of the run."""
     assert frame_indices(key_frame, count, spacing, total) == expected
+    assert expected[key_frame_place(count)] == key_frame
 
 
 def test_contrast_frame_is_the_one_with_the_darkest_vessel() -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -317,6 +318,18 @@ def test_data_errors_keep_their_type_and_message(small_shards: Path, workers: in
     ) as refused:
         next(batches)
     assert "Traceback" not in str(refused.value)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_any_other_error_names_its_sample(small_shards: Path, workers: int) -> None:
+    """One that nobody foresaw, as partners that do not exist: it keeps its type, and says at which cohort row."""
+    shards = ShardSet.open(small_shards)
+    reader = make_reader(shards, pairs(shards), partners=pairs(shards) + 1_000_000)
+    batches = training_batches(reader, start=0, stop=2, g=4, accumulation=1, rank=0, world_size=1, workers=workers)
+    with pytest.raises(IndexError) as failed:
+        next(batches)
+    told = f"{failed.value} {getattr(failed.value, '__notes__', '')}"
+    assert re.search(r"\(cohort row \d+ \(train\), patient [0-9a-f]+\)", told)
 
 
 LOADING_RANK = """

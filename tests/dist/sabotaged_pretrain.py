@@ -74,8 +74,12 @@ def stop(*_: object) -> None:
     os.kill(os.getpid(), signal.SIGUSR1)
 
 
+def dawdle(*_: object) -> None:
+    time.sleep(4)
+
+
 ACTIONS: dict[str, Callable[..., None]] = {
-    action.__name__: action for action in (bad_sample, out_of_memory, full, read_only, kill, freeze, stop)
+    action.__name__: action for action in (bad_sample, out_of_memory, full, read_only, kill, freeze, stop, dawdle)
 }
 
 

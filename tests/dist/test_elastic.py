@@ -91,6 +91,11 @@ class Agents:
             process.send_signal(signal.SIGKILL)
         self.processes[number].wait()
 
+    def drain(self, number: int) -> None:
+        """The node of one agent is taken away with notice: SIGTERM to the agent, which passes it on."""
+        self.processes[number].send_signal(signal.SIGTERM)
+        self.processes[number].wait(timeout=60)
+
     def text(self) -> str:
         """The end of all logs."""
         return "\n".join(log.read_text(errors="replace")[-3000:] for log in sorted(self.logs.iterdir()))
@@ -121,7 +126,10 @@ def world_size(run: Path) -> int:
     return int(json.loads((run / "environment.json").read_text())["world_size"])
 
 
-def test_torchrun_goes_on_when_a_node_joins_and_when_one_dies(agents: Agents, shards: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("leave", [Agents.kill, Agents.drain])
+def test_torchrun_goes_on_when_a_node_joins_and_when_one_leaves(
+    leave: Callable[[Agents, int], None], agents: Agents, shards: Path, tmp_path: Path
+) -> None:
     """1:2 nodes: starts on one, takes in the second, loses it again; the rows are those of one undisturbed process."""
     run, whole = tmp_path / "run", tmp_path / "whole"
     agents.start()
@@ -131,7 +139,7 @@ def test_torchrun_goes_on_when_a_node_joins_and_when_one_dies(agents: Agents, sh
     wait_for(run, lambda found: world_size(run) == 2, agents, 120)
     reached = len(rows(run))
     wait_for(run, lambda found: len(found) >= reached + 10, agents, 120)
-    agents.kill(1)
+    leave(agents, 1)
     wait_for(run, lambda found: world_size(run) == 1, agents, 120)
     assert agents.processes[0].wait(timeout=240) == 0, agents.text()
     pretrain("python", 1, [*LONG_RUN, f"data.shards={shards}", f"run_dir={whole}"])

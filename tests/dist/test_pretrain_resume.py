@@ -151,3 +151,13 @@ def test_second_start_is_refused(whole: tuple[list[str], Path], tmp_path: Path) 
     process.kill()
     process.communicate()
     assert f"process {process.pid}" in message
+
+
+def test_a_slow_start_is_no_part_of_the_rate(small_shards: Path, tmp_path: Path) -> None:
+    """Models take four seconds to build; one step of twelve pairs then takes less than that."""
+    arguments = [*RUN, "steps=1", f"data.shards={small_shards}", f"run_dir={tmp_path / 'run'}"]
+    process = start(PLAIN, 1, arguments, script=SABOTAGED, SABOTAGE="all model 1 dawdle")
+    output, _ = process.communicate(timeout=240)
+    first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["step"] == 1, output[-3000:]
+    assert 12 / first["samples_per_s"] < 4

@@ -19,6 +19,19 @@ def test_orthonormal_pairs_give_the_closed_form() -> None:
     assert loss.item() == pytest.approx(math.log1p(math.exp(-2)) + 4 * math.log1p(math.exp(-1)), rel=1e-6)
 
 
+def test_large_logits_lose_no_digit() -> None:
+    """Own pairs at logit 21, others at -9, then at 31 and 1: softplus by log1p; torch's is linear above 20."""
+    eye = torch.eye(6, dtype=torch.float64)
+    for bias in (-9.0, 1.0):
+        scale, shift = (torch.tensor([value], dtype=torch.float64) for value in (30.0, bias))
+        loss = sigmoid_loss(eye, eye, scale, shift, patient=torch.arange(6))
+        exact = math.log1p(math.exp(-30 - bias)) + 5 * (max(bias, 0.0) + math.log1p(math.exp(-abs(bias))))
+        assert loss.item() == pytest.approx(exact, rel=1e-12)
+    scale, shift = (torch.tensor([value], dtype=torch.float64) for value in (10.0, 25.0))
+    only = sigmoid_loss(eye, eye, scale, shift, patient=torch.zeros(6, dtype=torch.int64))
+    assert only.item() == pytest.approx(math.log1p(math.exp(-35)), rel=1e-12)
+
+
 def test_gradient_is_the_derivative() -> None:
     """Finite differences in float64 (gradcheck), scale and bias included, with two patients seen twice."""
     scale, bias = torch.tensor([4.0], dtype=torch.float64), torch.tensor([-1.5], dtype=torch.float64)

@@ -173,22 +173,51 @@ def test_rows_choose_train_and_validation_only(shards: Path) -> None:
     assert len(labelled_rows(opened, "test", unknown, "all").rows) < 16
 
 
-def test_whom_pretraining_knows_is_not_ecg_only(cohort_writer: Callable[..., Path], tmp_path: Path) -> None:
-    """A further ECG without a study, of a patient who has a pair, is no row for `ecg_only`, nor for `auto`."""
-    table = cohort_writer(tmp_path, pairs=12, ecg_only=6)
+Lines = list[dict[str, str]]
+
+
+def built(writer: Callable[..., Path], folder: Path, change: Callable[[Lines, Lines], None]) -> ShardSet:
+    """The set of 12 pairs and 6 ECGs alone, spread over the splits, after `change` of the rows of both."""
+    table = writer(folder, pairs=12, ecg_only=6)
     with open(table, newline="", encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
     paired, alone = ([line for line in lines if bool(line["study_path"]) == pair] for pair in (True, False))
     for number, line in enumerate([*paired, *alone]):
         line["split"] = ("train", "val", "test")[number % 3]
-    for first, second in zip(paired, alone, strict=False):  # the ECG becomes the paired patient's
-        second |= {"patient_id": first["patient_id"], "split": first["split"]}
+    change(paired, alone)
     with open(table, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(lines[0]))
-        writer.writeheader()
-        writer.writerows(lines)
-    build(BuildConfig(cohort=str(table), out=str(tmp_path / "set"), image_size=16, workers=1))
-    opened, whole = ShardSet.open(tmp_path / "set"), config(tmp_path / "set", Path("none"), None, mode="scratch")
+        rows = csv.DictWriter(file, list(lines[0]))
+        rows.writeheader()
+        rows.writerows(lines)
+    build(BuildConfig(cohort=str(table), out=str(folder / "set"), image_size=16, workers=1))
+    return ShardSet.open(folder / "set")
+
+
+def test_ecg_only_rows_are_not_left_out_in_silence(
+    cohort_writer: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """None in validation: finetune, which needs it, takes pairs and says so; compare needs no validation."""
+
+    def none_in_validation(_: Lines, alone: Lines) -> None:
+        for number, line in enumerate(alone):
+            line["split"] = ("train", "test")[number % 2]
+
+    opened = built(cohort_writer, tmp_path, none_in_validation)
+    whole = config(tmp_path / "set", Path("none"), None, mode="scratch")
+    assert rows_to_learn_from(opened, whole) == "paired"
+    assert "3 labelled ECG-only training rows are left out, as val has none" in caplog.text
+    assert rows_to_learn_from(opened, whole, ("train",)) == "ecg_only"
+
+
+def test_whom_pretraining_knows_is_not_ecg_only(cohort_writer: Callable[..., Path], tmp_path: Path) -> None:
+    """A further ECG without a study, of a patient who has a pair, is no row for `ecg_only`, nor for `auto`."""
+
+    def of_paired_patients(paired: Lines, alone: Lines) -> None:
+        for first, second in zip(paired, alone, strict=False):
+            second |= {"patient_id": first["patient_id"], "split": first["split"]}
+
+    opened = built(cohort_writer, tmp_path, of_paired_patients)
+    whole = config(tmp_path / "set", Path("none"), None, mode="scratch")
     assert (~opened.table("train").has_study).any()
     assert rows_to_learn_from(opened, whole) == "paired"
     with pytest.raises(DataError, match="none of the 0 train rows"):

@@ -14,6 +14,8 @@ LARGEST = 32767
 MILLIVOLTS_PER_STEP = 0.001
 # A record may not ask for more memory than this before its size was compared with its file's.
 MAX_VALUES = 400_000_000
+# Those of an ECG that is kept and should be looked at.
+DOUBTFUL_FLAGS = ("flat_leads", "missing_share", "limb_leads_break")
 
 
 class ReaderError(DataError):

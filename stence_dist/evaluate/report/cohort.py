@@ -9,6 +9,7 @@ import numpy as np
 
 from stence_dist import files
 from stence_dist.config.targets import TargetsConfig
+from stence_dist.data.frames import key_frame_place
 from stence_dist.data.index import SPLITS, read_index
 from stence_dist.data.shards import ShardSet
 from stence_dist.data.sidecar import SampleTable
@@ -154,9 +155,9 @@ def _examples(shards: ShardSet, targets: TargetsConfig) -> Section:
         caption = _caption(ecg_split, table, row, float(labels[row]))
         ecgs.append({"image": ecg_png(stored.signal(), stored.sampling_rate), "caption": caption})
         if stored.views is not None and shards.dataset.kind == "pixels":
-            middle = stored.views[0].shape[0] // 2
+            key = key_frame_place(stored.views[0].shape[0])
             angles = angles_text(stored.angulation[0])
-            frames.append({"image": frame_png(stored.views[0][middle]), "caption": f"{caption}; {angles}"})
+            frames.append({"image": frame_png(stored.views[0][key]), "caption": f"{caption}; {angles}"})
     return {"ecgs": ecgs, "frames": frames}
 
 

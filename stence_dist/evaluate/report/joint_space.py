@@ -7,6 +7,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from stence_dist.data.frames import key_frame_place
 from stence_dist.data.shards import ShardSet
 from stence_dist.data.sidecar import SampleTable
 from stence_dist.errors import DataError
@@ -124,9 +125,9 @@ def _extent(percent: np.floating, truth: np.floating) -> str:
 
 
 def _key_frame(shards: ShardSet, row: int) -> Section:
-    """The middle frame of a study's first view; no image where features are stored."""
+    """The key frame of a study's first view; no image where features are stored."""
     stored = shards.read("val", row)
     if shards.dataset.kind != "pixels" or stored.views is None:
         return {"image": None, "angles": ""}
     first = stored.views[0]
-    return {"image": frame_png(first[len(first) // 2], _FRAME), "angles": angles_text(stored.angulation[0])}
+    return {"image": frame_png(first[key_frame_place(len(first))], _FRAME), "angles": angles_text(stored.angulation[0])}
