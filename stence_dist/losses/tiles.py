@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from stence_dist.distributed import active, all_gather, rank, reduce_scatter_sum
+from stence_dist.distributed import active, all_gather_later, rank, reduce_scatter_sum
 
 # By device: rows and columns of a tile, such that a core's cache holds it or that it fills a GPU (256 MB of float32);
 # and the largest matrix, in logits, that is kept for the backward rather than made again.
@@ -21,9 +21,10 @@ class Tiles:
 
     def __init__(self, rows: Tensor, columns: Tensor, scale: Tensor, patient: Tensor, *, keep: bool = False) -> None:
         dtype = torch.promote_types(rows.dtype, torch.float32)
-        self.rows, self.columns = rows.to(dtype) * scale.to(dtype), all_gather(columns).to(dtype)
+        gathered = all_gather_later(patient), all_gather_later(columns)  # both under way at once
+        self.rows = rows.to(dtype) * scale.to(dtype)
         self.first = rank() * len(rows) if active() else 0  # the column of row 0's own pair
-        self._patient, self._patients = patient, all_gather(patient)
+        self._patient, self._patients, self.columns = patient, gathered[0](), gathered[1]().to(dtype)
         self._any_hidden = len(torch.unique(self._patients)) < len(self._patients)
         height, width, most_kept = _SIZES["cpu" if rows.device.type == "cpu" else "cuda"]
         whole = len(self.rows), len(self.columns)
