@@ -1,8 +1,10 @@
 """launch/pretrain.py in which one thing goes wrong: SABOTAGE="RANK POINT CALL ACTION", RANK a number or `all`.
 
 At the CALL-th call (from 1) of what POINT names on that rank, ACTION happens. The product has no hooks: functions are
-replaced before it starts. STRUCK names a file that is touched at that moment. OWN_FOLDERS=1 gives every rank a run
-folder of its own, PAUSE_S makes updates slow.
+replaced before it starts. STRUCK names a file that is touched at that moment.
+
+CRASH="RANK SAVE OPERATION" kills a rank before the OPERATION-th file operation or collective of its SAVE-th save, or
+after its last. OWN_FOLDERS=1 gives every rank a run folder of its own, PAUSE_S makes updates slow.
 """
 
 import errno
@@ -12,8 +14,10 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NoReturn
+from unittest import mock
 
 from stence_dist import checkpoint, files, train_step
 from stence_dist.data.loader import PairReader
@@ -101,6 +105,42 @@ def sabotage(rank: str, point: str, call: str, action: str) -> None:
     setattr(owner, name, replaced)
 
 
+def crash(rank: str, save: str, operation: str) -> None:
+    """Replace `checkpoint.save` by one that ends the process on its way; STRUCK then holds what it had done."""
+    from crashes import OPERATIONS  # beside the process that ranks are forked from
+
+    if rank != os.environ["RANK"]:
+        return
+    original, left, done = checkpoint.save, [int(save)], []
+
+    def strike() -> NoReturn:
+        Path(os.environ["STRUCK"]).write_text("\n".join(done))
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+    def counted(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def counting(*arguments: Any, **named: Any) -> Any:
+            if len(done) == int(operation) - 1:
+                strike()
+            result = call(*arguments, **named)
+            done.append(name)
+            return result
+
+        return counting
+
+    def saved(*arguments: Any, **named: Any) -> None:
+        left[0] -= 1
+        if left[0]:
+            return original(*arguments, **named)
+        with ExitStack() as stack:
+            for owner, name in OPERATIONS:
+                stack.enter_context(mock.patch.object(owner, name, counted(name, getattr(owner, name))))
+            original(*arguments, **named)
+        strike()
+
+    checkpoint.save = saved
+
+
 def slow_down(pause_s: float) -> None:
     """Make every update take `pause_s` longer, so that others have time to join."""
     apply = train_step._apply
@@ -116,6 +156,8 @@ if __name__ == "__main__":
     slow_down(float(os.environ.get("PAUSE_S", "0")))
     if os.environ.get("SABOTAGE"):
         sabotage(*os.environ["SABOTAGE"].split())
+    if os.environ.get("CRASH"):
+        crash(*os.environ["CRASH"].split())
     if os.environ.get("OWN_FOLDERS"):
         sys.argv = [f"{value}_{os.environ['RANK']}" if value.startswith("run_dir=") else value for value in sys.argv]
     runpy.run_path(str(Path(__file__).resolve().parents[2] / "launch" / "pretrain.py"), run_name="__main__")

@@ -105,6 +105,36 @@ def test_kills_at_chosen_places_leave_no_trace(whole: tuple[list[str], Path], tm
     assert hit >= CHOSEN_KILLS * 0.8, "too few of the runs were killed"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_crash_at_any_point_of_a_save_leaves_no_trace(
+    rank: str, whole: tuple[list[str], Path], tmp_path: Path
+) -> None:
+    """kill -9 of one rank of two before each file operation and collective of the second save, and after the last;
+    then the same command: rows and final weights bitwise those of the undisturbed run.
+    """
+    arguments, expected = whole
+    operation, done = 0, None
+    while done is None or len(done) == operation - 1:
+        operation += 1
+        run, struck = tmp_path / f"run_{operation}", tmp_path / f"struck_{operation}"
+        process = start(
+            "forks",
+            2,
+            [*arguments, f"run_dir={run}"],
+            script=SABOTAGED,
+            CRASH=f"{rank} 2 {operation}",
+            STRUCK=str(struck),
+        )
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode != 0, output[-3000:]
+        done = struck.read_text().split()
+        pretrain("forks", 2, [*arguments, f"run_dir={run}"])
+        assert_undisturbed(run, expected)
+    assert {"save_file", "fsync", "replace", "barrier"} <= set(done), "the save was not followed"
+    assert rank != "0" or "rename" in done
+
+
 def test_stop_and_move_to_other_ranks(whole: tuple[list[str], Path], tmp_path: Path) -> None:
     """SIGUSR1 to the ranks saves and exits; W=2 at ZeRO 2 goes on at W=1, ZeRO 3 with losses within 1e-5."""
     arguments, expected = whole
