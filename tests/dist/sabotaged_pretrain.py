@@ -107,7 +107,8 @@ def sabotage(rank: str, point: str, call: str, action: str) -> None:
 
 def crash(rank: str, save: str, operation: str) -> None:
     """Replace `checkpoint.save` by one that ends the process on its way; STRUCK then holds what it had done."""
-    from crashes import OPERATIONS  # beside the process that ranks are forked from
+    sys.path.append(str(Path(__file__).resolve().parents[1]))
+    from crashes import OPERATIONS
 
     if rank != os.environ["RANK"]:
         return

@@ -128,6 +128,7 @@ def test_a_crash_at_any_point_of_a_save_leaves_no_trace(
         )
         output, _ = process.communicate(timeout=120)
         assert process.returncode != 0, output[-3000:]
+        assert struck.exists(), output[-3000:]
         done = struck.read_text().split()
         pretrain("forks", 2, [*arguments, f"run_dir={run}"])
         assert_undisturbed(run, expected)
