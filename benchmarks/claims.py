@@ -35,8 +35,12 @@ def refuse(message: str) -> NoReturn:
 
 
 def command() -> str:
-    """The command line that this program was started with, but for the place of its output."""
-    return " ".join(["python", *("out=OUT" if text.startswith("out=") else text for text in sys.argv)])
+    """The command line that this program was started with, but for its output and for paths of this machine."""
+    typed = []
+    for text in sys.argv:
+        name, _, value = text.partition("=")
+        typed.append(f"{name}={name.upper()}" if name == "out" or value.startswith("/") else text)
+    return " ".join(["python", *typed])
 
 
 class Claims:
