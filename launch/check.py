@@ -1,7 +1,7 @@
 """Say what data hold and what is wrong: `python launch/check.py path=FILE|FOLDER|COHORT|SHARDS [out=DIR]`."""
 
 from stence_dist.config.check import CheckConfig
-from stence_dist.config.load import run
+from stence_dist.config.command import run
 
 
 def main(config: CheckConfig) -> None:

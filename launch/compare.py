@@ -1,7 +1,7 @@
 """Compare probe, fine-tuning, scratch and baselines over few labels; `--help` lists every key."""
 
+from stence_dist.config.command import run
 from stence_dist.config.compare import CompareConfig
-from stence_dist.config.load import run
 
 
 def main(config: CompareConfig) -> None:

@@ -1,7 +1,7 @@
 """Embed ECG files with a trained tower; `--help` lists every key."""
 
+from stence_dist.config.command import run
 from stence_dist.config.embed import EmbedConfig
-from stence_dist.config.load import run
 
 
 def main(config: EmbedConfig) -> None:

@@ -1,7 +1,7 @@
 """Teach an ECG tower from labels and measure it on the test split; `--help` lists every key."""
 
+from stence_dist.config.command import run
 from stence_dist.config.finetune import FinetuneConfig
-from stence_dist.config.load import run
 
 
 def main(config: FinetuneConfig) -> None:

@@ -1,7 +1,7 @@
 """Import a published OTiS or StenCE checkpoint as an ECG tower; `--help` lists every key."""
 
+from stence_dist.config.command import run
 from stence_dist.config.import_weights import ImportWeightsConfig
-from stence_dist.config.load import run
 
 
 def main(config: ImportWeightsConfig) -> None:

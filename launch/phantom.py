@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from stence_dist.config.load import run
+from stence_dist.config.command import run
 from stence_dist.config.phantom import PhantomConfig
 from stence_dist.phantom.cohort import COHORT_FILE, write_cohort
 

@@ -1,6 +1,6 @@
 """Pretrain two towers on pairs: `deepspeed launch/pretrain.py data.shards=SHARDS run_dir=RUN`."""
 
-from stence_dist.config.load import run
+from stence_dist.config.command import run
 from stence_dist.config.pretrain import PretrainConfig
 
 

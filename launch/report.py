@@ -1,6 +1,6 @@
 """Write report.html of what a run folder holds; `--help` lists every key."""
 
-from stence_dist.config.load import run
+from stence_dist.config.command import run
 from stence_dist.config.report import ReportConfig
 
 

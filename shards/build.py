@@ -1,7 +1,7 @@
 """Build a shard set from a cohort table, or examine one. See `python shards/build.py --help`."""
 
 from stence_dist.config.build import BuildConfig
-from stence_dist.config.load import run
+from stence_dist.config.command import run
 from stence_dist.data.build import build
 from stence_dist.data.verify import verify
 

@@ -122,14 +122,14 @@ def test_nothing_executes_data() -> None:
 
 
 def test_no_print_or_exit_below_launch() -> None:
-    """The package raises and logs; only `config.load.run` and the ranks' end leave the process."""
+    """The package raises and logs; only `config.command.run` and the ranks' end leave the process."""
     for path in MODULES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call):
                 called = ast.unparse(node.func)
                 assert called != "print", f"{path}:{node.lineno}"
                 if called == "sys.exit":
-                    assert name_of(path) == "stence_dist.config.load"
+                    assert name_of(path) == "stence_dist.config.command"
 
 
 def test_script_names_shadow_nothing() -> None:

@@ -12,10 +12,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from stence_dist.config.command import _guarded
 from stence_dist.config.compare import CompareConfig
+from stence_dist.config.compose import CONFIG_FOLDER, GROUPS, verb_groups
 from stence_dist.config.doctor import DoctorConfig
 from stence_dist.config.finetune import FinetuneConfig
-from stence_dist.config.load import CONFIG_FOLDER, GROUPS, _guarded, _verb_groups, help_text, load
+from stence_dist.config.help import help_text
+from stence_dist.config.load import load
 from stence_dist.config.pretrain import PretrainConfig
 from stence_dist.errors import ConfigError, StoppedError
 
@@ -25,7 +28,7 @@ REQUIRED = ["data.shards=S", "run_dir=R"]
 HELP_CASES = [(verb, None, None) for verb in VERBS] + [
     (verb, group, name)
     for verb in VERBS
-    for group in sorted(_verb_groups(verb).keys() & GROUPS.keys())
+    for group in sorted(verb_groups(verb).keys() & GROUPS.keys())
     for name in GROUPS[group]
 ]
 
@@ -73,7 +76,7 @@ def test_every_field_has_help(verb: str, group: str | None, name: str | None) ->
         if re.match(r"  [\w.]+=", line):
             assert re.match(r"      \S", following), f"{verb}: {line}"
     keys = {line.strip().partition("=")[0] for line in lines}
-    for own in _verb_groups(verb).keys() & GROUPS.keys():
+    for own in verb_groups(verb).keys() & GROUPS.keys():
         for member in GROUPS[own].values():
             assert {f"{own}.{field.name}" for field in dataclasses.fields(member)} <= keys
 

@@ -13,8 +13,8 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import UID
 
 from stence_dist import doctor as examined
+from stence_dist.config.compose import CONFIG_FOLDER
 from stence_dist.config.doctor import DoctorConfig
-from stence_dist.config.load import CONFIG_FOLDER
 from stence_dist.data.readers.images.codecs import COMMON
 from stence_dist.doctor import EXTRAS, Finding, doctor, examine
 from stence_dist.errors import CheckFailedError

@@ -17,10 +17,11 @@ import torch
 from recordings import sine_ecg, write_wfdb
 from torch import Tensor
 
+from stence_dist.config.compose import CONFIG_FOLDER
 from stence_dist.config.ecg_encoder import OTIS_SIZES, OtisConfig, ResNetConfig
 from stence_dist.config.embed import EmbedConfig
 from stence_dist.config.import_weights import ImportWeightsConfig
-from stence_dist.config.load import CONFIG_FOLDER, load
+from stence_dist.config.load import load
 from stence_dist.data.readers import read_ecg
 from stence_dist.ecg import LEADS, prepare_windows
 from stence_dist.embed import embed

@@ -10,12 +10,13 @@ import torch
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier
 
+from stence_dist.config.compose import CONFIG_FOLDER
 from stence_dist.config.data import DataConfig
 from stence_dist.config.ecg_encoder import OtisConfig, ResNetConfig
 from stence_dist.config.engine import EngineConfig
 from stence_dist.config.finetune import FinetuneConfig, SupervisedConfig
 from stence_dist.config.image_tower import PixelsConfig, TokensConfig
-from stence_dist.config.load import CONFIG_FOLDER, load
+from stence_dist.config.load import load
 from stence_dist.config.pretrain import PretrainConfig
 from stence_dist.config.targets import TargetsConfig
 from stence_dist.data.loader import PairReader

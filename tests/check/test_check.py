@@ -27,7 +27,7 @@ from stence_dist.check.recordings import clipped_leads, plain_reason
 from stence_dist.check.studies import look_at_study, look_at_view
 from stence_dist.config.build import BuildConfig
 from stence_dist.config.check import CheckConfig
-from stence_dist.config.load import run
+from stence_dist.config.command import run
 from stence_dist.config.targets import TargetsConfig
 from stence_dist.data.build import build
 from stence_dist.data.frames import FrameSettings

@@ -9,8 +9,8 @@ import yaml
 from torch import Tensor, nn
 from torch.nn import functional
 
+from stence_dist.config.compose import CONFIG_FOLDER
 from stence_dist.config.ecg_encoder import OTIS_SIZES, OtisConfig
-from stence_dist.config.load import CONFIG_FOLDER
 from stence_dist.errors import ConfigError, SpecMismatchError
 from stence_dist.models.ecg import build_ecg_encoder
 from stence_dist.models.ecg.otis import Otis, fit_positions, position_code
