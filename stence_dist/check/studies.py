@@ -140,7 +140,7 @@ def _searched(path: Path) -> tuple[Any, frozenset[str], str]:
 
 def _what_else(path: Path, header: Any) -> str:
     """What an object is that is no run: a single frame of the classes of runs, or anything else."""
-    from stence_dist.data.readers.images.dicom_xa import RUN_CLASSES, is_icon_only
+    from stence_dist.data.readers.images.dicom_file import RUN_CLASSES, is_icon_only
 
     if not header:
         return UNSEEN

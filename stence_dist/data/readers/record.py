@@ -32,6 +32,11 @@ class ReaderError(DataError):
         return type(self), (str(self), self.field)
 
 
+def study_error(message: str) -> ReaderError:
+    """What is wrong with the files that `study_path` names."""
+    return ReaderError(message, "study_path")
+
+
 def to_millivolts(values: NDArray[np.int16], scale: float) -> NDArray[np.float32]:
     """Signal (L, T) in mV, float32, NaN where missing; the medians are not added back.
 

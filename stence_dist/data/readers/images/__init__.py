@@ -7,7 +7,7 @@ from stence_dist.data.frames import FrameSettings
 from stence_dist.data.readers.images.memmap import is_declaration
 from stence_dist.data.readers.images.views_table import VIEWS_TABLE
 from stence_dist.data.readers.lookalike import HEADLESS, XRAY_CLASSES, is_headless, is_mac_companion
-from stence_dist.data.readers.record import ImageStudy, ReaderError
+from stence_dist.data.readers.record import ImageStudy, study_error
 
 _START = 65536  # bytes that a format is known by
 
@@ -22,7 +22,8 @@ FRAME_MAPS, TOKEN_MAPS = "memory maps of frames", "memory maps of tokens"
 def _kinds() -> dict[str, tuple[Recognizes, Reads]]:
     """name -> (is a file of this kind?, read them all). The first that knows a file has it."""
     # pydicom takes a second to import; a cohort of ECGs alone does not need it.
-    from stence_dist.data.readers.images.dicom_xa import is_dicom, read_runs
+    from stence_dist.data.readers.images.dicom_file import is_dicom
+    from stence_dist.data.readers.images.dicom_xa import read_runs
     from stence_dist.data.readers.images.features import is_features, read_features
     from stence_dist.data.readers.images.memmap import is_frame_map, is_token_map, read_frame_maps, read_token_map
     from stence_dist.data.readers.images.pictures import is_picture, read_pictures
@@ -69,13 +70,13 @@ def _members(files: list[Path]) -> dict[str, list[Path]]:
         if name is not None:
             members.setdefault(name, []).append(file)
         elif fault := fault_of(file):
-            raise ReaderError(fault, "study_path")
+            raise study_error(fault)
     return members
 
 
 def _holds_run(paths: list[Path]) -> bool:
     """Whether any of these DICOM files is a run. Raises ReaderError for a damaged one before it."""
-    from stence_dist.data.readers.images.dicom_xa import is_run
+    from stence_dist.data.readers.images.dicom_file import is_run
 
     return any(map(is_run, paths))
 
@@ -88,21 +89,20 @@ def read_views(path: Path, settings: FrameSettings) -> ImageStudy:
     thumbnails or reports. Raises ReaderError.
     """
     if not path.exists():
-        raise ReaderError("the study folder does not exist.", "study_path")
+        raise study_error("the study folder does not exist.")
     folder = path if path.is_dir() else path.parent
     files = study_files(path)
     kinds = _kinds()
     members = _members(files)
     if not members:
-        raise ReaderError(f"zero views: none of {len(files)} files is of a known kind.", "study_path")
+        raise study_error(f"zero views: none of {len(files)} files is of a known kind.")
     if members.keys() == {DICOM, PICTURES} and _holds_run(members[DICOM]):
         del members[PICTURES]
     if len(members) > 1:
         counts = " and ".join(f"{len(members[name])} {name}" for name in kinds if name in members)
-        raise ReaderError(
+        raise study_error(
             f"the study holds {counts}; one kind only, as a picture may be a thumbnail or a report of a run, and "
-            "features come from frames. Move the others elsewhere.",
-            "study_path",
+            "features come from frames. Move the others elsewhere."
         )
     name, own = members.popitem()
     study = kinds[name][1](folder, own, settings)

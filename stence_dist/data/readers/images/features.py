@@ -11,7 +11,7 @@ from stence_dist.data.frames import FrameSettings
 from stence_dist.data.readers.images.tokens import check_tokens, token_view
 from stence_dist.data.readers.images.views_table import read_views_table
 from stence_dist.data.readers.npy import NPY_MAGIC, load_npy
-from stence_dist.data.readers.record import MAX_VALUES, ImageStudy, ReaderError
+from stence_dist.data.readers.record import MAX_VALUES, ImageStudy, study_error
 
 _LARGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
 
@@ -31,23 +31,23 @@ def _load_tokens(path: Path) -> tuple[NDArray[Any], str]:
     if is_npy:
         tokens = load_npy(path, "study_path")
         if tokens.dtype.kind != "f":
-            raise ReaderError(f"tokens are of type {tokens.dtype.name}; expected float16 or float32.", "study_path")
+            raise study_error(f"tokens are of type {tokens.dtype.name}; expected float16 or float32.")
         return tokens, "float16"
     import torch  # seconds that no other kind of view needs; numpy knows no bfloat16
     from safetensors.torch import load_file
 
     size = path.stat().st_size
     if size > 4 * MAX_VALUES:
-        raise ReaderError(f"a .safetensors file has {size} bytes; at most {4 * MAX_VALUES} are read.", "study_path")
+        raise study_error(f"a .safetensors file has {size} bytes; at most {4 * MAX_VALUES} are read.")
     try:
         tensors = load_file(path)
     except (SafetensorError, json.JSONDecodeError, OSError, ValueError):
-        raise ReaderError("a .safetensors file of tokens is truncated or damaged.", "study_path") from None
+        raise study_error("a .safetensors file of tokens is truncated or damaged.") from None
     if "tokens" not in tensors and len(tensors) != 1:
-        raise ReaderError(f"a .safetensors file holds {len(tensors)} tensors; expected one, or 'tokens'.", "study_path")
+        raise study_error(f"a .safetensors file holds {len(tensors)} tensors; expected one, or 'tokens'.")
     tensor = tensors.get("tokens", next(iter(tensors.values())))
     if not tensor.is_floating_point():
-        raise ReaderError(f"tokens are of type {tensor.dtype}; expected float16, bfloat16 or float32.", "study_path")
+        raise study_error(f"tokens are of type {tensor.dtype}; expected float16, bfloat16 or float32.")
     if tensor.dtype == torch.bfloat16:
         return tensor.float().numpy(), "bfloat16"
     return tensor.numpy(), "float16"
@@ -63,5 +63,5 @@ def read_features(folder: Path, paths: list[Path], _settings: FrameSettings) -> 
         views.append(token_view(tokens, notes.get(path.relative_to(folder).as_posix())))
         kinds.add(dtype)
     if len(kinds) > 1:
-        raise ReaderError("the views of a study mix bfloat16 and other floats; store them alike.", "study_path")
+        raise study_error("the views of a study mix bfloat16 and other floats; store them alike.")
     return ImageStudy("tokens", views, 0, kinds.pop())

@@ -26,7 +26,7 @@ from stence_dist.data.frames import FrameSettings, to_bytes
 from stence_dist.data.readers.images.run import Run, check_size, to_view
 from stence_dist.data.readers.images.tokens import check_tokens, token_view
 from stence_dist.data.readers.images.views_table import read_views_table
-from stence_dist.data.readers.record import MAX_VALUES, ImageStudy, ReaderError
+from stence_dist.data.readers.record import MAX_VALUES, ImageStudy, study_error
 
 SHAPES_TABLE = "shapes.json"
 _FRAME_TYPES = {"uint8": "<u1", "uint16": "<u2", "float32": "<f4"}
@@ -34,18 +34,14 @@ _TOKEN_TYPES = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}  # bfloat
 _LARGEST_DECLARATION = 100_000_000  # bytes: shapes.json has an entry per patient
 
 
-def _fail(message: str) -> ReaderError:
-    return ReaderError(message, "study_path")
-
-
 @functools.lru_cache(maxsize=4)
 def _parse(path: Path, _size: int, _modified: int) -> dict[str, Any]:
     try:
         declared = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
-        raise _fail("the .json that declares a .dat file is not valid JSON.") from None
+        raise study_error("the .json that declares a .dat file is not valid JSON.") from None
     if not isinstance(declared, dict):
-        raise _fail("the .json that declares a .dat file holds no object.")
+        raise study_error("the .json that declares a .dat file holds no object.")
     return declared
 
 
@@ -53,7 +49,9 @@ def _declaration(path: Path) -> dict[str, Any]:
     """The entries of a .json file, parsed once for many studies. Raises ReaderError."""
     state = path.stat()
     if state.st_size > _LARGEST_DECLARATION:
-        raise _fail(f"a .json of {state.st_size} bytes declares .dat files; at most {_LARGEST_DECLARATION} are read.")
+        raise study_error(
+            f"a .json of {state.st_size} bytes declares .dat files; at most {_LARGEST_DECLARATION} are read."
+        )
     return _parse(path, state.st_size, state.st_mtime_ns)
 
 
@@ -84,14 +82,14 @@ def is_token_map(path: Path, _start: bytes) -> bool:
 def _mapped(path: Path, shape: Any, dtype: Any, types: dict[str, str], axes: tuple[int, ...]) -> NDArray[Any]:
     """The array of a .dat file, mapped, its declared size compared with the file's first. Raises ReaderError."""
     if not isinstance(dtype, str) or dtype not in types:
-        raise _fail(f"a .dat file is declared with an unknown dtype; expected one of {', '.join(types)}.")
+        raise study_error(f"a .dat file is declared with an unknown dtype; expected one of {', '.join(types)}.")
     whole = isinstance(shape, list) and all(type(side) is int and 1 <= side <= MAX_VALUES for side in shape)
     if not whole or len(shape) not in axes:
-        raise _fail(f"a .dat file is declared without a shape of {' or '.join(map(str, axes))} whole numbers.")
+        raise study_error(f"a .dat file is declared without a shape of {' or '.join(map(str, axes))} whole numbers.")
     stored = np.dtype(types[dtype])
     expected, found = math.prod(shape) * stored.itemsize, path.stat().st_size
     if found != expected:
-        raise _fail(f"a .dat file holds {found} bytes; its shape {shape} of {dtype} asks for {expected}.")
+        raise study_error(f"a .dat file holds {found} bytes; its shape {shape} of {dtype} asks for {expected}.")
     return np.memmap(path, dtype=stored, mode="r", shape=tuple(shape))
 
 
@@ -102,7 +100,7 @@ def _gray_range(declared: dict[str, Any]) -> tuple[float, float]:
         black, white = float(ends[0]), float(ends[1])
         if math.isfinite(black) and math.isfinite(white) and black < white:
             return black, white
-    raise _fail('frames of uint16 or float32 need "range": [black, white] in their .json, e.g. [0, 4095].')
+    raise study_error('frames of uint16 or float32 need "range": [black, white] in their .json, e.g. [0, 4095].')
 
 
 def _gray_frames(
@@ -111,7 +109,7 @@ def _gray_frames(
     for index in range(len(frames)) if indices is None else indices:
         frame = np.array(frames[index])
         if not np.isfinite(frame).all():
-            raise _fail("a frame in a .dat file holds NaN or infinity.")
+            raise study_error("a frame in a .dat file holds NaN or infinity.")
         yield to_bytes(frame, *ends, inverted=False)
 
 
@@ -131,7 +129,7 @@ def read_frame_maps(folder: Path, paths: list[Path], settings: FrameSettings) ->
 def read_token_map(folder: Path, paths: list[Path], _settings: FrameSettings) -> ImageStudy:
     """The views of the one .dat file of tokens that a study is; angles from views.csv. Raises ReaderError."""
     if len(paths) > 1:
-        raise _fail(
+        raise study_error(
             f"the study holds {len(paths)} .dat files of tokens; {SHAPES_TABLE} declares one per study. Name the file "
             "itself in study_path."
         )
@@ -144,7 +142,7 @@ def read_token_map(folder: Path, paths: list[Path], _settings: FrameSettings) ->
     dtype = declared.get("dtype", "float32")
     tokens = _mapped(path, declared.get("shape"), dtype, _TOKEN_TYPES, (2, 3, 4))
     if tokens.size > MAX_VALUES:
-        raise _fail(f"a .dat file holds {tokens.size} values; at most {MAX_VALUES} are read.")
+        raise study_error(f"a .dat file holds {tokens.size} values; at most {MAX_VALUES} are read.")
     if tokens.ndim < 4:
         views, (patches, width) = len(tokens) if tokens.ndim == 3 else 1, tokens.shape[-2:]
         tokens = tokens.reshape(views, 1, patches, width)

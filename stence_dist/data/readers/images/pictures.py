@@ -19,7 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from stence_dist.data.frames import FrameSettings, to_bytes
 from stence_dist.data.readers.images.run import Run, check_size, to_view
 from stence_dist.data.readers.images.views_table import read_views_table
-from stence_dist.data.readers.record import ImageStudy, ReaderError
+from stence_dist.data.readers.record import ImageStudy, study_error
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
@@ -35,10 +35,6 @@ def is_picture(_path: Path, start: bytes) -> bool:
     return start.startswith(_JPEG)
 
 
-def _fail(message: str) -> ReaderError:
-    return ReaderError(message, "study_path")
-
-
 def _gray(image: Image.Image) -> NDArray[np.float32]:
     """The gray values (H, W) 0 ... 255 of an opened picture. Raises ReaderError for one that is not gray."""
     if image.mode == "L":
@@ -46,18 +42,20 @@ def _gray(image: Image.Image) -> NDArray[np.float32]:
     if image.mode.startswith("I"):  # 16 bits
         values = np.asarray(image)
         if values.max() < _DIM:
-            raise _fail(
+            raise study_error(
                 f"a 16-bit picture has no value above {values.max()}; white is 65535. Multiply the values of a picture "
                 "of 10 or 12 bits accordingly."
             )
         return to_bytes(values, 0.0, 65535.0, inverted=False)
     if image.mode not in ("1", "P", "LA", "PA", "RGB", "RGBA"):
-        raise _fail(f"a picture is of the kind {image.mode}; expected gray or RGB.")
+        raise study_error(f"a picture is of the kind {image.mode}; expected gray or RGB.")
     channels = np.asarray(image.convert("RGBA"))
     if (channels[..., 3] < 255).any():
-        raise _fail("a picture is transparent in places; expected opaque gray.")
+        raise study_error("a picture is transparent in places; expected opaque gray.")
     if np.ptp(channels[..., :3], axis=2).max() > _ALIKE:
-        raise _fail("a picture is in color; expected gray. Colored marks on a frame may show what is to be learned.")
+        raise study_error(
+            "a picture is in color; expected gray. Colored marks on a frame may show what is to be learned."
+        )
     return np.asarray(image.convert("RGB").convert("L"), dtype=np.float32)
 
 
@@ -69,12 +67,12 @@ def _open(path: Path) -> tuple[int, int, NDArray[np.float32]]:
             with Image.open(path, formats=("PNG", "JPEG")) as image:
                 check_size(1, image.height, image.width)
                 if getattr(image, "n_frames", 1) != 1:
-                    raise _fail("a picture holds several frames; expected one.")
+                    raise study_error("a picture holds several frames; expected one.")
                 return image.height, image.width, _gray(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise _fail(f"a picture has more than {Image.MAX_IMAGE_PIXELS} pixels.") from None
+        raise study_error(f"a picture has more than {Image.MAX_IMAGE_PIXELS} pixels.") from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, zlib.error, struct.error) as error:
-        raise _fail(f"a picture cannot be decoded ({type(error).__name__}); truncated or damaged?") from None
+        raise study_error(f"a picture cannot be decoded ({type(error).__name__}); truncated or damaged?") from None
 
 
 def _one_frame(gray: NDArray[np.float32], _indices: list[int] | None) -> Iterator[NDArray[np.float32]]:

@@ -17,7 +17,7 @@ from stence_dist.data.frames import (
     shown_part,
 )
 from stence_dist.data.readers.images.views_table import ViewNote
-from stence_dist.data.readers.record import ReaderError, View
+from stence_dist.data.readers.record import View, study_error
 
 _LARGEST_SIDE = 4096
 _MOST_FRAMES = 20_000
@@ -32,10 +32,9 @@ def check_size(frames: int, rows: int, columns: int) -> None:
     """Raise ReaderError for a run larger than any that is read; called before anything is decoded or mapped."""
     fits = 1 <= rows <= _LARGEST_SIDE and 1 <= columns <= _LARGEST_SIDE and 1 <= frames <= _MOST_FRAMES
     if not fits or frames * rows * columns > _MOST_PIXELS:
-        raise ReaderError(
+        raise study_error(
             f"a run has {frames} frames of {rows} x {columns} pixels; at most {_MOST_FRAMES} of "
-            f"{_LARGEST_SIDE} x {_LARGEST_SIDE}, and {_MOST_PIXELS} pixels in all, are read.",
-            "study_path",
+            f"{_LARGEST_SIDE} x {_LARGEST_SIDE}, and {_MOST_PIXELS} pixels in all, are read."
         )
 
 
@@ -70,9 +69,7 @@ def known_key_frame(run: Run, note: ViewNote | None) -> tuple[int, str] | None:
     """
     if note is not None and note.key_frame is not None:
         if not 0 <= note.key_frame < run.frames:
-            raise ReaderError(
-                f"views.csv states key frame {note.key_frame} of a run of {run.frames} frames (from 0).", "study_path"
-            )
+            raise study_error(f"views.csv states key frame {note.key_frame} of a run of {run.frames} frames (from 0).")
         return note.key_frame, "views.csv"
     if run.key_frame is not None and 0 <= run.key_frame < run.frames:
         return run.key_frame, "header"

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from stence_dist.data.readers.record import ReaderError
+from stence_dist.data.readers.record import study_error
 
 VIEWS_TABLE = "views.csv"
 
@@ -40,10 +40,8 @@ def read_views_table(folder: Path) -> dict[str, ViewNote]:
                 int(key_frame) if key_frame else None, np.array(angles, dtype=np.float32)
             )
     except (KeyError, ValueError, AttributeError, csv.Error):
-        raise ReaderError(
-            "views.csv cannot be read; expected the columns file,key_frame,primary,secondary.", "study_path"
-        ) from None
+        raise study_error("views.csv cannot be read; expected the columns file,key_frame,primary,secondary.") from None
     absent = sum(not (folder / name).is_file() and not (folder / name.rpartition("#")[0]).is_file() for name in notes)
     if absent:
-        raise ReaderError(f"views.csv names {absent} files that are not in the study folder.", "study_path")
+        raise study_error(f"views.csv names {absent} files that are not in the study folder.")
     return notes
