@@ -105,10 +105,10 @@ def resolve_precision(config: EngineConfig, device: torch.device) -> str:
 
 
 def deepspeed_config(
-    config: EngineConfig, optimizer: OptimizerConfig, *, world_size: int, device: torch.device
+    config: EngineConfig, optimizer: OptimizerConfig, *, elements: int, world_size: int, device: torch.device
 ) -> dict[str, Any]:
     """DeepSpeed's whole configuration. Every key that acts is written: DeepSpeed clips at 1.0 when the key is missing
-    and accepts misspelt top-level keys in silence.
+    and accepts misspelt top-level keys in silence. `elements` is the number of parameters, each counted whole.
 
     Raises ConfigError where W*A does not divide G.
     """
@@ -137,9 +137,11 @@ def deepspeed_config(
         "zero_optimization": {
             "stage": config.zero_stage,
             "contiguous_gradients": True,
-            "reduce_scatter": True,
+            # Below stage 3, true is the same all-reduce between two copies of every gradient.
+            "reduce_scatter": config.zero_stage == 3,
             "overlap_comm": device.type == "cuda",
-            "reduce_bucket_size": BUCKET_ELEMENTS,
+            # A buffer of this size is allocated in every backward pass.
+            "reduce_bucket_size": min(BUCKET_ELEMENTS, elements),
             "allgather_bucket_size": BUCKET_ELEMENTS,
             "round_robin_gradients": False,  # true would scramble which rank holds which piece of a parameter
             # True replaces torch's linear in the whole process at stage 3, by one that rounds differently in bf16.
@@ -207,7 +209,13 @@ def build(model: nn.Module, config: PretrainConfig, *, device: torch.device) -> 
         # Draws come with the batch: torch's own would differ between the two passes of `_accumulate_cached` and
         # between numbers of ranks.
         assert not isinstance(module, _DropoutNd) or module.p == 0, f"{type(module).__name__} draws for itself"
-    settings = deepspeed_config(config.engine, config.optimizer, world_size=distributed.world_size(), device=device)
+    settings = deepspeed_config(
+        config.engine,
+        config.optimizer,
+        elements=sum(parameter.numel() for parameter in model.parameters()),
+        world_size=distributed.world_size(),
+        device=device,
+    )
     model.to(device)
     optimizer = _optimizer(parameter_groups(model, config.optimizer), config.optimizer)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)

@@ -162,15 +162,16 @@ def test_groups_split_towers_and_decay() -> None:
 def test_configuration_is_explicit() -> None:
     """The keys whose absence DeepSpeed fills with something else, and the batch arithmetic."""
     config = EngineConfig(global_batch_size=48, accumulation=3, zero_stage=2, precision="bf16", gradient_clipping=0.0)
-    settings = engine.deepspeed_config(config, SgdConfig(), world_size=4, device=CPU)
+    settings = engine.deepspeed_config(config, SgdConfig(), elements=1000, world_size=4, device=CPU)
     assert settings["gradient_clipping"] == 0.0
     assert settings["train_batch_size"] == 48
     assert settings["train_micro_batch_size_per_gpu"] == 4
     assert settings["zero_optimization"]["round_robin_gradients"] is False
+    assert settings["zero_optimization"]["reduce_bucket_size"] == 1000
     assert settings["torch_autocast"] == {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
     assert settings["zero_allow_untested_optimizer"] is True
     with pytest.raises(ConfigError, match="multiple of 15"):
-        engine.deepspeed_config(config, SgdConfig(), world_size=5, device=CPU)
+        engine.deepspeed_config(config, SgdConfig(), elements=1000, world_size=5, device=CPU)
 
 
 @pytest.mark.parametrize(("native", "precision"), [(True, "bf16"), (False, "fp32")])
