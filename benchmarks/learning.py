@@ -201,8 +201,11 @@ def compare_command(sizes: Sizes, cohort: str) -> list[str]:
 
 
 def few_command(sizes: Sizes, run: str) -> list[str]:
-    """Command of a comparison at 50 labels of the main cohort, from the tower of another run."""
-    return [*_comparison(sizes, "main", run, f"compare_{run}"), "arms=[probe,finetune,scratch]", "labels=[50]"]
+    """Command of a comparison at 50 labels of the main cohort, from the tower of another run.
+
+    The tower as it was before pretraining, random, is one of its arms: some untrained encoders make good features.
+    """
+    return [*_comparison(sizes, "main", run, f"compare_{run}"), "arms=[probe,finetune,scratch,random]", "labels=[50]"]
 
 
 def _comparison(sizes: Sizes, cohort: str, run: str, name: str) -> list[str]:
@@ -231,7 +234,7 @@ def with_windows(sizes: Sizes, count: int) -> None:
 def by_windows(sizes: Sizes, arms: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Arms at 50 labels of the main cohort by windows per record; `arms` are those of the recipe's own number."""
     own = [row for row in arms if row["cohort"] == "main" and row["labels"] == 50 and row["stenosis_weight"] == 0.3]
-    found = {3: [row for row in own if row["arm"] in ("probe", "finetune", "scratch")]}
+    found = {3: [row for row in own if row["arm"] in ("probe", "finetune", "scratch", "random")]}
     found |= {count: few_summary(sizes, f"windows_{count}")["arms"] for count in WINDOWS}
     return [{"windows": count, **row} for count in sorted(found) for row in found[count]]
 
