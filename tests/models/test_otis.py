@@ -240,19 +240,48 @@ def test_shorter_windows_take_the_first_positions() -> None:
 
 
 def test_fresh_weights() -> None:
-    """Zero biases, unit norms, deviation 0.02, sines and cosines; (config, seed) alone decide."""
+    """The public code's start, by its deviations; (config, seed) alone decide."""
     config = dataclasses.replace(SMALL, positions=8)
     first, second = (build_ecg_tower(config, None, seed=3).encoder for _ in range(2))
     assert all(torch.equal(value, second.state_dict()[name]) for name, value in first.state_dict().items())
     other = build_ecg_tower(config, None, seed=4).encoder
     assert not torch.equal(first.network.cls_token, other.network.cls_token)
-    for name, value in first.network.named_parameters():
+    for name, parameter in first.network.named_parameters():
+        value = parameter.detach()
+        width = config.width
+        uniform = 1 / math.sqrt(3 * value[0].numel()) if value.ndim > 1 else 1 / math.sqrt(3 * width)
+        expected = {
+            "cls_token": 1e-6,
+            "pos_embed_y.weight": 0.02,
+            "patch_embed.proj.bias": 1 / math.sqrt(3 * config.patch),
+            "mha.in_proj_weight": math.sqrt(2 / (width + 3 * width)),
+            "mha.in_proj_bias": 0.0,
+            "mha.out_proj.bias": 0.0,
+            "mlp.fc1.weight": 0.02,
+            "mlp.fc2.weight": 0.02,
+            "mlp.fc1.bias": 0.0,
+            "mlp.fc2.bias": 0.0,
+        }
         if "norm" in name:
             assert bool((value == float(name.endswith("weight"))).all()), name
-        elif "bias" in name:
-            assert not value.any(), name
         elif name != "pos_embed_x":
-            assert 0.015 < value.std() < 0.025, name
+            deviation = next((found for end, found in expected.items() if name.endswith(end)), uniform)
+            assert float(value.std()) == pytest.approx(deviation, rel=0.3), name
+            assert abs(float(value.mean())) <= deviation / 2, name
+
+
+def test_a_fresh_class_token_hears_the_ecg() -> None:
+    """Features of different ECGs differ by more than a twentieth of their size, enough to learn from."""
+    encoder = build_ecg_tower(OtisConfig(width=64, heads=1, depth=4, patch=48, seconds=3), None, seed=0).encoder
+    ecgs = torch.randn(32, 12, 1500, generator=torch.Generator().manual_seed(0)).cumsum(dim=2) * 0.03
+    with torch.no_grad():
+        features = encoder(ecgs)
+    assert float(features.std(dim=0).mean()) > 0.05 * float(features.mean(dim=0).std())
+
+
+def test_positions_at_the_start() -> None:
+    """Rows of sines and cosines."""
+    first = build_ecg_tower(dataclasses.replace(SMALL, positions=8), None, seed=3).encoder
     code = first.network.pos_embed_x[0].detach()
     assert not code[0].any()
     for k in range(8):

@@ -13,7 +13,9 @@ from stence_dist.ecg import EcgSpec
 from stence_dist.errors import ConfigError
 from stence_dist.models.ecg import EcgEncoder
 
-_DEVIATION = 0.02  # of the weights at the start, timm's and OTiS's
+_DEVIATION = 0.02  # of the MLPs' weights and the leads' codes at the start
+# Of the class token: next to nothing, as in timm. A larger one would drown, in a norm, what the first blocks read.
+_CLASS_DEVIATION = 1e-6
 _EPSILON = 1e-6  # of the blocks' norms; the one after the patches has torch's 1e-5
 
 
@@ -66,6 +68,8 @@ class PackedAttention(nn.Module):
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
         self.out_proj = nn.Linear(width, width)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """(B, N, D) from three of that shape."""
@@ -147,7 +151,11 @@ class Block(nn.Module):
 
 
 class OtisNetwork(nn.Module):
-    """The encoder under its published names: its state dict is that of a published checkpoint."""
+    """The encoder under its published names: its state dict is that of a published checkpoint.
+
+    It starts as OTiS's public code has it: torch's defaults in patches and attention (OTiS puts its own there after
+    timm has drawn), timm's in the class token and the MLPs.
+    """
 
     lead_rows: Tensor
 
@@ -164,11 +172,13 @@ class OtisNetwork(nn.Module):
         self.norm = nn.LayerNorm(config.width, eps=_EPSILON)
         # Not persistent: weights and checkpoints then hold parameters only.
         self.register_buffer("lead_rows", torch.arange(leads) + 1 + config.ecg_offset, persistent=False)
-        for name, parameter in self.named_parameters():
-            if parameter.ndim > 1 and name != "pos_embed_x":
-                nn.init.trunc_normal_(parameter, std=_DEVIATION)
-            elif name.endswith(".bias"):
+        nn.init.normal_(self.cls_token, std=_CLASS_DEVIATION)
+        nn.init.trunc_normal_(self.pos_embed_y.weight, std=_DEVIATION)
+        for name, parameter in self.blocks.named_parameters():
+            if ".mlp." in name and parameter.ndim == 1:
                 nn.init.zeros_(parameter)
+            elif ".mlp." in name:
+                nn.init.trunc_normal_(parameter, std=_DEVIATION)
 
     def forward(self, ecg: Tensor, keep: Tensor | None, return_tokens: bool) -> Tensor:
         """The class token's end (B, D), or those of the patches (B, L * T', D), all times of lead I first.
