@@ -4,7 +4,6 @@ Files are known by their number in the order of their sorted paths, because a pa
 """
 
 import os
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from stence_dist.check.recordings import Place, Recordings, read_all
 from stence_dist.check.studies import Views, look_at_view
 from stence_dist.config.check import CheckConfig
 from stence_dist.data.readers.ecg import COLLECTIONS, format_of, read_waveform, split_entry
+from stence_dist.data.readers.ecg.declared import UnnumberedError
 from stence_dist.data.readers.ecg.wfdb_record import header_of, parts_of
 from stence_dist.data.readers.images import fault_of, kind_of
 from stence_dist.data.readers.images.memmap import is_declaration
@@ -115,10 +115,8 @@ def _recordings_of(label: str, path: Path) -> list[tuple[str, Path]]:
         return [(label, path)]
     try:
         read_waveform(path)
-    except ReaderError as error:
-        stated = re.match(r"the file holds (\d+) recordings", str(error))  # asked for one of them without a number
-        if stated:
-            return [(f"{label} #{number}", path.with_name(f"{path.name}#{number}")) for number in range(int(stated[1]))]
+    except UnnumberedError as error:
+        return [(f"{label} #{number}", path.with_name(f"{path.name}#{number}")) for number in range(error.count)]
     except Exception:
         return [(label, path)]
     return [(label, path)]

@@ -28,7 +28,7 @@ class ReaderError(DataError):
         super().__init__(message)
         self.field = field
 
-    def __reduce__(self) -> tuple[type["ReaderError"], tuple[str, str]]:
+    def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (str(self), self.field)
 
 

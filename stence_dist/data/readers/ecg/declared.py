@@ -76,12 +76,26 @@ def read_sidecar(path: Path) -> dict[str, Any]:
     return declared
 
 
+class UnnumberedError(ReaderError):
+    """A file of several recordings was named, and none of them."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(f"the file holds {count} recordings; name one, e.g. FILE#0 to FILE#{count - 1}.")
+        self.count = count
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.count,)
+
+
 def entry_number(entry: str | None, count: int) -> int:
-    """Which of `count` recordings `entry` (the text after `#`) names, from 0; 0 of one. Raises ReaderError."""
+    """Which of `count` recordings `entry` (the text after `#`) names, from 0; 0 of one.
+
+    Raises UnnumberedError where it names none of several, ReaderError where it names one that is not there.
+    """
     if entry is None:
         if count == 1:
             return 0
-        raise ReaderError(f"the file holds {count} recordings; name one, e.g. FILE#0 to FILE#{count - 1}.")
+        raise UnnumberedError(count)
     if not entry.isdecimal() or int(entry) >= count:
         raise ReaderError(f"recording #{entry[:20]} is not there; the file holds #0 to #{count - 1}.")
     return int(entry)
