@@ -1,6 +1,6 @@
 """Does pairing ECGs with angiograms pay? Label efficiency on phantom cohorts made for the purpose.
 
-    python benchmarks/learning.py out=DIR seed=S [version=1] [also=windows,stence]
+    python benchmarks/learning.py out=DIR seed=S [version=2] [also=windows,stence]
 
 Makes a main cohort and a null cohort, pretrains (stenosis weight 0.3; shuffled pairs; weight 0 for longer; 0.3 on the
 null cohort), compares all arms, and writes DIR/learning.json, learning.md and learning.png. On request, and beyond its
@@ -43,7 +43,7 @@ class Sizes:
 
     out: str = "learning"
     seed: int = 0
-    version: int = 1  # of the phantom's ECG; the rules on hand-made features follow it
+    version: int = 2  # of the phantom's ECG; the rules on hand-made features follow it
     also: str = "none"  # windows, stence or both, separated by a comma
     processes: int = 2
     # Enough for 3,000 pairs and 1,000 patients in the pool of labels, whatever the seed draws.

@@ -86,7 +86,9 @@ class PhantomConfig:
 
     out: str = key("folder to write; holds cohort.csv, ecg/, study/, patient_key.txt, phantom.json")
     patients: int = key("patients with an ECG and an angiogram")
-    version: int = key("1: ischemia shifts ST and flattens T | 2: and leaves the signs under morphology", 1)
+    version: int = key(
+        "2: ischemia shifts ST, flattens T and leaves the signs under morphology | 1: the first two alone", 2
+    )
     seed: int = key("seed of the cohort; patient i depends on (seed, i) and on the knobs, on nothing else", 0)
     ecg_only: int = key("further patients with a labelled ECG alone", 0)
     ecg_only_test: int = key(

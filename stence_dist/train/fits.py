@@ -1,6 +1,7 @@
 """Many networks on one cohort: trained over processes, then scored together in one pass over the rows."""
 
 import logging
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +29,8 @@ from stence_dist.train.supervised import (
 )
 
 logger = logging.getLogger("stence_dist")
+# A worker that a training has left large is replaced by a fresh one: nothing is lost.
+warnings.filterwarnings("ignore", message="A worker stopped while some jobs were given to the executor")
 
 _PIECES_PER_WORKER = 4  # so that progress shows and no worker waits long for another
 
