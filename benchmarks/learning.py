@@ -33,7 +33,7 @@ WINDOWS = (1, 4)  # of 3 s, beside the recipe's 3: the first of a record; as man
 STENCE = (
     *("recipe=stence_otis", "image_tower=pixels", "ecg_encoder.width=64", "ecg_encoder.heads=1"),
     *("ecg_encoder.depth=4", "ecg_encoder.patch=48", "ecg_encoder.positions=31"),
-    *("engine.global_batch_size=64", "optimizer.ecg_lr=1e-3", "optimizer.image_lr=2e-3", "optimizer.warmup=0.15"),
+    *("engine.global_batch_size=64", "optimizer.ecg_lr=3e-4", "optimizer.image_lr=1e-3", "optimizer.warmup=0.15"),
 )
 
 
