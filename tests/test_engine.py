@@ -168,6 +168,7 @@ def test_configuration_is_explicit() -> None:
     assert settings["train_micro_batch_size_per_gpu"] == 4
     assert settings["zero_optimization"]["round_robin_gradients"] is False
     assert settings["zero_optimization"]["reduce_bucket_size"] == 1000
+    assert settings["zero_optimization"]["reduce_scatter"] is False
     assert settings["torch_autocast"] == {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
     assert settings["zero_allow_untested_optimizer"] is True
     with pytest.raises(ConfigError, match="multiple of 15"):

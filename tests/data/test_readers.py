@@ -1,5 +1,6 @@
 """Readers against the wfdb package, closed forms, and files that are damaged on purpose."""
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from safetensors.torch import save_file
 
 from stence_dist.data.frames import FrameSettings
 from stence_dist.data.readers import ImageStudy, ReaderError, read_ecg, read_study
+from stence_dist.data.readers.ecg.declared import UnnumberedError
 from stence_dist.data.readers.ecg.waveform import Device
 from stence_dist.data.readers.record import quantize
 from stence_dist.ecg import LEADS
@@ -300,6 +302,10 @@ def test_one_of_many_recordings(tmp_path: Path, signal: Signal) -> None:
     for name, part in (("all.npy", "holds 3 recordings"), ("all.npy#3", "#0 to #2"), ("all.npy#x", "#x is not there")):
         with pytest.raises(ReaderError, match=part):
             read_ecg(tmp_path / name)
+    with pytest.raises(UnnumberedError) as several:
+        read_ecg(path)
+    again = copy.copy(several.value)  # as between processes
+    assert (again.count, str(again), again.field) == (3, str(several.value), "ecg_path")
     write(tmp_path, signal)
     with pytest.raises(ReaderError, match="WFDB holds one"):
         read_ecg(tmp_path / "r#0")
