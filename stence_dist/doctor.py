@@ -26,7 +26,6 @@ from stence_dist.errors import CheckFailedError, RefusedError
 # extra -> what it is for; its packages stand in the package's own metadata.
 EXTRAS = {
     "dicom": "angiograms in JPEG Lossless, JPEG-LS and 12-bit JPEG, as most cath labs store them",
-    "edf": "ECGs in EDF+",
     "hdf5": "ECGs in HDF5 (CODE-15, SPH)",
     "philips": "ECGs in Philips XML",
     "parquet": "cohort tables in Parquet",

@@ -293,7 +293,7 @@ def test_tables_of_positions_may_have_what_the_file_states(tmp_path: Path) -> No
     """Other samples in OTiS's arguments, other channels in its domains: tables of these sizes or of the published
     ones, and no others."""
     stated = {
-        "args": argparse.Namespace(time_steps=2400),
+        "args": argparse.Namespace(time_steps=2400, job_dir=Path("/checkpoint/experiments/%j")),  # of a Slurm launcher
         "domains": {"ecg": torch.Size([1, 12, 2400])},
         "domain_offsets": {"ecg": 0},
     }

@@ -6,7 +6,7 @@ The layouts are those of their public code. OTiS (github.com/oetu/otis) writes {
 
 Names and shapes are compared whole and never stripped or guessed, also those of the tables of positions: a table that
 lost a row still runs, and gives every later position the place of its neighbor. Nothing is unpickled but tensors, plain
-containers, numbers, texts and argparse.Namespace.
+containers, numbers, texts, and the Namespace of arguments, with a path where OTiS was started by its Slurm launcher.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PosixPath
 from typing import Any
 
 import torch
@@ -48,6 +48,8 @@ _ECG_OFFSET = 4
 _POSITIONS, _ROWS = OtisConfig.positions, OtisConfig.domain_rows
 _STENCE_SECONDS = 3.0  # of StenCE's published settings
 _MOST = 10**6  # whatever a file states beyond this is no size of a table
+# Its module's name changed with Python 3.13, and the file has that of the writer's.
+_POSIX_PATH = [(PosixPath, f"pathlib{module}.PosixPath") for module in ("", "._local")]
 _EXACT_IN_FLOAT32 = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -177,13 +179,13 @@ def _read(path: Path | str, kind: str, seconds: float) -> Checkpoint:
 def _load(path: Path | str) -> dict[str, Any]:
     """The file's top level. Its tensors stay on disk until they are read, so an optimizer costs nothing."""
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace, *_POSIX_PATH]):
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError:
         raise DataError(f"{path} does not exist. Give a checkpoint file.") from None
     except Exception as error:  # torch raises whatever a damaged or foreign file makes of its parser
         raise DataError(
-            f"{path} is not a torch checkpoint of tensors, plain values and argparse.Namespace "
+            f"{path} is not a torch checkpoint of tensors, plain values, paths and argparse.Namespace "
             f"({type(error).__name__}); nothing else in it is run. Give the published file as it was downloaded."
         ) from None
     if not isinstance(loaded, dict):

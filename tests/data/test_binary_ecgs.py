@@ -18,10 +18,12 @@ import pydicom
 import pyedflib
 import pytest
 import torch
+import wfdb
 from numpy.typing import NDArray
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from wfdb.io.convert.edf import wfdb_to_edf
 
 from stence_dist.data.readers import ReaderError
 from stence_dist.data.readers.ecg import read_waveform
@@ -207,12 +209,12 @@ def test_dicom_takes_the_original_recording(tmp_path: Path, digital: Signal) -> 
 
 
 def test_dicom_leads_go_by_code(tmp_path: Path, digital: Signal) -> None:
-    """SCPECG and MDC codes win over their text; text counts where the code is another's; a Frank lead is dropped."""
+    """SCPECG and MDC codes; text counts where the code is another's, and refuses where it contradicts."""
     values = np.concatenate([digital, digital[:1]]).astype(np.int16)
     numbered = list(zip(LEADS, NUMBERS, strict=True))
     schemes = {
-        "SCPECG": [code(f"5.6.3-9-{number}", "SCPECG", "Lead V1") for _, number in numbered],
-        "MDC": [code(f"2:{number}", "MDC", "Lead V1") for _, number in numbered],
+        "SCPECG": [code(f"5.6.3-9-{number}", "SCPECG", "?") for _, number in numbered],
+        "MDC": [code(f"2:{number}", "MDC", f"{lead}, mine") for lead, number in numbered],
         "MDC by name": [code(f"MDC_ECG_LEAD_{lead.upper()}", "MDC", "?") for lead, _ in numbered],
         "local": [code(f"2:{n}", "99LOCAL", f"Lead {LEADS[n]} (mine)") for n in range(12)],
     }
@@ -223,6 +225,9 @@ def test_dicom_leads_go_by_code(tmp_path: Path, digital: Signal) -> None:
         np.testing.assert_allclose(waveform.signal, digital / 1000, rtol=1e-12)
     write_dicom(path, group(values[:12], [*lead_codes()[:11], lead_codes()[0]]))
     assert "lead I is there twice" in refusal(lambda: read_dicom_waveform(path))
+    by_channel = [code(f"5.6.3-9-{number}", "SCPECG", f"Lead {lead}") for number, lead in enumerate(LEADS, 1)]
+    write_dicom(path, group(values[:12], by_channel))
+    assert "lead V1 by its code and lead III by the code's meaning" in refusal(lambda: read_dicom_waveform(path))
 
 
 def test_dicom_lead_by_its_label_where_its_code_says_nothing(tmp_path: Path, digital: Signal) -> None:
@@ -427,8 +432,49 @@ def test_edf_counts_signals_without_annotations(tmp_path: Path, digital: NDArray
         np.testing.assert_array_equal(read_edf(path).signal, plain)
 
 
-def test_bad_edf_files_are_refused(tmp_path: Path, digital: NDArray[np.int64], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gaps, leads of two rates, false sizes, truncated files, damaged headers, no pyedflib; nothing of them is said."""
+def test_edf_that_breaks_the_rules_of_text(tmp_path: Path, digital: NDArray[np.int64]) -> None:
+    """A name beyond ASCII, EDF+ without annotations or with free text, odd dates, zeros after a unit: all read."""
+    path = write_edf(tmp_path / "a.edf", list(digital), EDF_LABELS)
+    whole, plain = path.read_bytes(), read_edf(path).signal
+    for place, text in ((8, "J\u00fcrgen".encode()), (88, b"12-OKT-2020"), (168, b"2020/5/1"), (192, b"EDF+C")):
+        path.write_bytes(whole[:place] + text + whole[place + len(text) :])
+        np.testing.assert_array_equal(read_edf(path).signal, plain)
+    for unit in ("\u00b5V", "\u03bcV"):
+        dimensions = 256 + 12 * 96
+        cells = b"".join(unit.encode().ljust(8, b"\0") for _ in LEADS)
+        path.write_bytes(whole[:dimensions] + cells + whole[dimensions + len(cells) :])
+        np.testing.assert_array_equal(read_edf(path).signal, plain)
+
+
+@pytest.mark.parametrize("fill", [-32768, 0, 1234])
+def test_edf_padding_is_cut(tmp_path: Path, digital: NDArray[np.int64], fill: int) -> None:
+    """A last record that the recording does not fill, and one more, as the wfdb package writes; a lone lead stays."""
+    values = digital.copy()
+    plain = read_edf(write_edf(tmp_path / "a.edf", list(values), EDF_LABELS)).signal
+    values[:, 1400:] = fill
+    np.testing.assert_array_equal(
+        read_edf(write_edf(tmp_path / "b.edf", list(values), EDF_LABELS)).signal, plain[:, :1400]
+    )
+    values[1:] = digital[1:]
+    kept = read_edf(write_edf(tmp_path / "c.edf", list(values), EDF_LABELS)).signal
+    np.testing.assert_array_equal(kept[1:], plain[1:])
+    assert np.isnan(kept[0, 1400:]).all() == (fill == -32768)
+
+
+@pytest.mark.parametrize("length", [1500, 2000])
+def test_edf_of_the_wfdb_package(tmp_path: Path, digital: NDArray[np.int64], length: int) -> None:
+    """What wfdb converts to EDF comes back with the length it had: wfdb adds a whole record of padding."""
+    record = digital[:, :length].T.astype(float) / 1000
+    names = {"units": ["mV"] * 12, "sig_name": list(LEADS), "fmt": ["16"] * 12}
+    wfdb.wrsamp("r", fs=500, p_signal=record, write_dir=str(tmp_path), **names)
+    wfdb_to_edf(str(tmp_path / "r"), output_filename=str(tmp_path / "r.edf"))
+    found = read_edf(tmp_path / "r.edf")
+    assert found.signal.shape == (12, length)
+    np.testing.assert_allclose(found.signal, record.T, atol=0.002)
+
+
+def test_bad_edf_files_are_refused(tmp_path: Path, digital: NDArray[np.int64]) -> None:
+    """Gaps, leads of two rates, false sizes, truncated files, damaged headers, empty ranges; none is quoted."""
     path = tmp_path / "Doe.edf"
     leads = list(digital)
 
@@ -443,7 +489,7 @@ def test_bad_edf_files_are_refused(tmp_path: Path, digital: NDArray[np.int64], m
     assert "truncated: 75328 bytes, 90003328 expected" in message(records=5000, sample=3)
     assert "not finished" in message(records=-1)
     assert "the unit is not known" in message(dimension="mmHg")
-    assert "pyedflib refuses" in message(physical=(5, 5))
+    assert "empty range" in message(physical=(5, 5))
     write_edf(path, leads, EDF_LABELS)
     whole = path.read_bytes()
     for place in (236, 244, 252, 256 + 12 * 216):  # records, seconds, signals, samples
@@ -454,9 +500,10 @@ def test_bad_edf_files_are_refused(tmp_path: Path, digital: NDArray[np.int64], m
     for length in (200, 300, 3000, len(whole) - 1):
         path.write_bytes(whole[:length])
         assert refusal(lambda: read_edf(path), "Doe")
-    path.write_bytes(whole)
-    monkeypatch.setitem(sys.modules, "pyedflib", None)
-    assert 'pip install "stence_dist[edf]"' in refusal(lambda: read_edf(path))
+    high = 256 + 12 * 128  # the digital maximum of the first lead
+    for highest in (b"-32768  ", b"-32769  ", b"nan     "):
+        path.write_bytes(whole[:high] + highest + whole[high + 8 :])
+        assert "empty range" in refusal(lambda: read_edf(path), "Doe")
 
 
 def test_what_is_no_edf(tmp_path: Path) -> None:

@@ -103,6 +103,40 @@ def test_formats(tmp_path: Path, digital: NDArray[np.int64], kind: str) -> None:
     np.testing.assert_array_equal(waveform.raw[:, :7], digital[:, :7] / 1000)
 
 
+@pytest.mark.parametrize("start", [b"MATLAB 5.0 MAT-file     ", b"\x14\0\0\0", b"\0\0\0\x1e"])
+def test_a_matlab_file_of_another_kind_is_refused(tmp_path: Path, digital: NDArray[np.int64], start: bytes) -> None:
+    """Level 5, 32 bits, big endian: their bytes are no 16-bit samples. Level 4 as it should be is read."""
+    names = "".join(f"r.mat 16+24 50/mV 16 0 0 0 0 {lead}\n" for lead in LEADS)
+    (tmp_path / "r.hea").write_text(f"r 12 500 2000\n{names}")
+    head = b"".join(number.to_bytes(4, "little") for number in (30, 12, 2000, 0, 4)) + b"val\0"
+    samples = digital.T.astype("<i2").tobytes()
+    (tmp_path / "r.mat").write_bytes(head + samples)
+    np.testing.assert_allclose(read_wfdb(tmp_path / "r").signal, digital / 50, rtol=1e-12)
+    (tmp_path / "r.mat").write_bytes(start + head[len(start) :] + samples)
+    with pytest.raises(ReaderError, match="no MATLAB level 4 file of 16-bit integers"):
+        read_wfdb(tmp_path / "r")
+
+
+@pytest.mark.parametrize(
+    ("name", "lead"),
+    [
+        ("ECG Lead aVR", "aVR"),
+        ("EKG-V2", "V2"),
+        ("ecg leadII", "II"),
+        ("DIII", "III"),
+        ("MDC_ECG_LEAD_AVF", "aVF"),
+        ("MDC_ECG_LEAD_dI", None),  # computed from other electrodes
+        ("MLII", None),
+        ("V", None),
+        ("ECG", None),
+        ("", None),
+    ],
+)
+def test_lead_names(name: str, lead: str | None) -> None:
+    """As carts, people and ISO 11073 write them."""
+    assert canonical_lead(name) == lead
+
+
 def in_two_files(folder: Path, digital: NDArray[np.int64], rows: list[int], kind: str) -> Path:
     """A record `r` of limb leads in one file, chest leads in another (16, 61), its signals listed as in `rows`."""
     dtype = {"16": "<i2", "61": ">i2"}[kind]

@@ -398,10 +398,26 @@ def test_muse_takes_the_rhythm_by_lead_and_scale(tmp_path: Path, digital: dict[s
         np.testing.assert_allclose(row, digital[name] * scales[name][1] / 1000, rtol=1e-12)
 
 
+def test_muse_wave_that_states_no_type(tmp_path: Path, digital: dict[str, Digital]) -> None:
+    """The only waveform of a file is taken for the rhythm; of two that say nothing, neither is."""
+    wave = muse_wave("", [muse_lead(name, digital[name]) for name in EIGHT])
+    found = read_muse(write(tmp_path, muse_file(wave)))
+    np.testing.assert_allclose(found.signal[1], digital["II"] * 0.00488, rtol=1e-12)
+    assert "0 rhythm waveforms among 2" in refusal(read_muse, write(tmp_path, muse_file(2 * wave)))
+
+
+def test_base64_without_its_padding(tmp_path: Path, digital: dict[str, Digital]) -> None:
+    """1199 samples take 2398 bytes and two signs of padding, which some programs leave out."""
+    text = muse_file(muse_wave("Rhythm", [muse_lead(name, digital[name][:-1]) for name in EIGHT]))
+    assert text.count("==\n") == len(EIGHT)
+    found = read_muse(write(tmp_path, text.replace("==\n", "\n")))
+    np.testing.assert_allclose(found.signal[0], digital["I"][:-1] * 0.00488, rtol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("<WaveformType>Rhythm", "<WaveformType>Median", "0 rhythm waveforms; expected one"),
+        ("<WaveformType>Rhythm", "<WaveformType>Median", "0 rhythm waveforms among"),
         ("</Waveform>", "</Waveform><Waveform><WaveformType>Rhythm</WaveformType></Waveform>", "2 rhythm waveforms"),
         ("<SampleBase>500<", "<SampleBase>0<", "sampling rate 0 Hz; expected 1 Hz to 1 MHz"),
         ("<SampleBase>500<", "<SampleBase>-500<", "sampling rate -500 Hz"),
@@ -480,6 +496,7 @@ def test_muse_without_leads_or_with_uneven_ones(tmp_path: Path, digital: dict[st
         ("<StripData>", "<StripData><WaveformData lead='Z'>1,2</WaveformData>", "leads of 2 to 1200 samples"),
         ("</StripData>", "</StripData><StripData></StripData>", "2 strips; expected one"),
         ("StripData>", "OtherData>", "0 strips; expected one"),
+        ("StripData>", "FullDisclosureData>", "0 strips and a full disclosure, which is not read"),
         ("\t\t", "\t\tErika,", "holds something that is no number"),
         ("\t\t", "\t\tnan,", "holds something that is no number"),
         ("\t\t", "\t\t,,7,", "leads of 1200 to 1201 samples"),
@@ -491,7 +508,7 @@ def test_damaged_cardiosoft_files_are_refused(
     """One thing changed in the strip."""
     median, strip = cardiosoft_text(digital).split("</RestingECGMeasurements>")
     assert old in strip
-    changed = strip.replace(old, new, 2 if old == "StripData>" else 1)
+    changed = strip.replace(old, new) if old == "StripData>" else strip.replace(old, new, 1)
     assert re.search(message, refusal(read_cardiosoft, write(tmp_path, median + "</RestingECGMeasurements>" + changed)))
 
 
@@ -509,6 +526,8 @@ def test_cardiosoft_text_may_end_with_a_comma(tmp_path: Path, digital: dict[str,
         ('<increment value="0.004" unit="s"/>', 250),
         ('<increment value="1" unit="ms"/>', 1000),
         ('<increment value="2000" unit="us"/>', 500),
+        ('<increment value="2000" unit="&#181;s"/>', 500),
+        ('<increment value="2000" unit="&#956;s"/>', 500),
         ('<increment value="3.90625" unit="ms"/>', 256),
     ],
 )
@@ -538,6 +557,25 @@ def test_aecg_origin_of_nothing_needs_no_unit(tmp_path: Path, digital: dict[str,
     assert "the unit is not stated" in refusal(read_aecg, other)
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('code="RHYTHM"', 'code="Rhythm"'),
+        ('code="RHYTHM"', 'code="OTHER"'),
+        ('<series><code code="RHYTHM"/>', "<series>"),
+        ("MDC_ECG_LEAD_", "MINDRAY_ECG_LEAD_"),
+        ("MDC_ECG_LEAD_", ""),
+    ],
+)
+def test_aecg_of_writers_with_their_own_codes(tmp_path: Path, digital: dict[str, Digital], old: str, new: str) -> None:
+    """A series in other words or none, leads under a vendor's prefix or none; a lead computed from others is left."""
+    computed = aecg_set({"dI": digital["V1"][:9], "II": digital["II"]})
+    text = aecg_file(aecg_set(digital) + computed)
+    assert old in text
+    waveform = read_aecg(write(tmp_path, text.replace(old, new)))
+    np.testing.assert_allclose(waveform.signal, np.stack(list(digital.values())) * 0.005, rtol=1e-12)
+
+
 def test_aecg_takes_the_set_with_most_leads(tmp_path: Path, digital: dict[str, Digital]) -> None:
     """A rhythm strip of one lead before the twelve is passed over; two sets of twelve are refused."""
     strip = aecg_set({"II": -digital["II"]})
@@ -552,7 +590,7 @@ def test_aecg_takes_the_set_with_most_leads(tmp_path: Path, digital: dict[str, D
     [
         ('code="RHYTHM"', 'code="REPRESENTATIVE_BEAT"', "0 sets of rhythm leads"),
         ("TIME_ABSOLUTE", "OTHER", "0 time increments"),
-        ('unit="s"', 'unit="min"', "time increment is in no known unit; expected s, ms, us"),
+        ('unit="s"', 'unit="min"', "time increment is in no known unit; expected s, ms or us"),
         ('unit="s"', "", "time increment is in no known unit"),
         ('value="0.002"', 'value="0"', "time increment is 0; expected more than 0"),
         ('value="0.002"', 'value="-0.002"', "time increment is -0.002"),
@@ -720,13 +758,18 @@ def test_roots(prolog: str, root: str | None, encoding: str) -> None:
         ("UTF-8", b"", "utf-16", b""),
         ("ISO-8859-1", b"\r\n", "latin-1", b"\0\0"),
         ("UTF-16", b"\xef\xbb\xbf", "utf-8", b"\n\0"),
+        ("utf8", b"", "utf-8", b""),
+        ("UTF-8", b"", "latin-1", b"<!-- \xfc -->"),
+        ("GB2312", b"", "gb2312", "<!-- \u738b -->".encode("gb2312")),
+        ("EUC-KR", b"", "euc-kr", "<!-- \uae40 -->".encode("euc-kr")),
+        ("Shift_JIS", b"", "shift_jis", "<!-- \u8868 \x85 -->".encode("shift_jis", errors="ignore") + b"<!-- \x81 -->"),
     ],
-    ids=["says utf-16", "is utf-16", "surrounded", "with a mark"],
+    ids=["says utf-16", "is utf-16", "surrounded", "with a mark", "no hyphen", "latin", "China", "Korea", "damaged"],
 )
 def test_declarations_that_contradict_the_bytes(
     tmp_path: Path, digital: dict[str, Digital], declared: str, before: bytes, encoding: str, after: bytes
 ) -> None:
-    """Programs that save a text anew leave its first line; copies leave blanks before it and after the end."""
+    """Programs that save a text anew leave its first line; copies leave blanks; many write in their own letters."""
     text = muse_text(digital).replace('encoding="ISO-8859-1"', f'encoding="{declared}"')
     path = tmp_path / "a.xml"
     path.write_bytes(before + text.encode(encoding) + after)

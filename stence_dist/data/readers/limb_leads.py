@@ -1,5 +1,6 @@
 """Leads by name, and what holds between the limb leads of every correctly scaled 12-lead ECG."""
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,17 +12,23 @@ from stence_dist.ecg import LEADS
 LIMB_LEADS = LEADS[:6]
 # Each limb lead as (share of I, share of II): Einthoven's law and Goldberger's definitions.
 _OF_I_AND_II = np.array([[1, 0], [0, 1], [-1, 1], [-0.5, -0.5], [1, -0.5], [-0.5, 1]])
-_LEAD_NAMES = {lead.casefold(): lead for lead in LEADS} | {"di": "I", "dii": "II", "diii": "III"}
-_LEAD_NAMES |= {f"c{number}": f"V{number}" for number in range(1, 7)}  # IEC 60601-2-25
-_LEAD_PREFIXES = ("mdc_ecg_lead_", "lead ", "lead_", "ecg ")
+_CODED_NAMES = {lead.casefold(): lead for lead in LEADS}
+_CODED_NAMES |= {f"c{number}": f"V{number}" for number in range(1, 7)}  # IEC 60601-2-25
+# As people write them. ISO 11073's code of a dI is another: that of a lead I computed from other electrodes.
+_LEAD_NAMES = _CODED_NAMES | {"di": "I", "dii": "II", "diii": "III"}
+_CODE_PREFIX = re.compile(r"[a-z]+_ecg_lead_")  # MDC, or a vendor
+_PREFIX = re.compile(r"(?:e[ck]g[ _-]*)?(?:lead[ _-]*)?")
 
 
 def canonical_lead(name: str | None) -> str | None:
-    """The lead of `LEADS` that `name` means (any case, `Lead II`, `DII`, `MDC_ECG_LEAD_II`, `C1` for V1), else None."""
+    """The lead of `LEADS` that `name` means, else None.
+
+    Any case; `Lead II`, `ECG Lead II`, `EKG-II`, `DII`, `MDC_ECG_LEAD_II`, `C1` for V1.
+    """
     text = (name or "").strip().casefold()  # a WFDB signal need not have a description
-    for prefix in _LEAD_PREFIXES:
-        text = text.removeprefix(prefix)
-    return _LEAD_NAMES.get(text)
+    if code := _CODE_PREFIX.match(text):
+        return _CODED_NAMES.get(text[code.end() :])
+    return _LEAD_NAMES.get(_PREFIX.sub("", text, count=1))
 
 
 def lead_positions(names: Sequence[str | None]) -> dict[str, int]:
@@ -41,7 +48,7 @@ def lead_positions(names: Sequence[str | None]) -> dict[str, int]:
     chest = [lead for lead in missing if lead not in LIMB_LEADS]
     limb = sum(lead in positions for lead in LIMB_LEADS)
     if chest or limb < 2:
-        found = " ".join(lead for lead in LEADS if lead in positions) or "none"
+        found = " ".join(lead for lead in LEADS if lead in positions) or "none by name"
         advice = f"{' '.join(chest)} cannot be derived" if chest else "two limb leads give the other four"
         raise ReaderError(f"lead {' '.join(missing)} missing (found {found}); 12 leads needed, {advice}.")
     return positions

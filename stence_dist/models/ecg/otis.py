@@ -153,8 +153,8 @@ class Block(nn.Module):
 class OtisNetwork(nn.Module):
     """The encoder under its published names: its state dict is that of a published checkpoint.
 
-    It starts as OTiS's public code has it: torch's defaults in patches and attention (OTiS puts its own there after
-    timm has drawn), timm's in the class token and the MLPs.
+    With GELU it starts as OTiS's public code has it: torch's defaults in patches and attention (OTiS puts its own there
+    after timm has drawn), timm's in the class token and the MLPs.
     """
 
     lead_rows: Tensor

@@ -26,9 +26,9 @@ from stence_dist.data.readers.ecg.xml_file import (
 from stence_dist.data.readers.limb_leads import canonical_lead
 from stence_dist.data.readers.record import ReaderError
 
-_LEAD = "MDC_ECG_LEAD_"
 _FILTER = "MDC_ECG_CTL_VBL_ATTR_FILTER_"
-_PER_SECOND = {"s": 1.0, "ms": 1e3, "us": 1e6}  # of the units of time that the guide allows
+# Of the units of time that the guide allows; micro also by its sign, and by the Greek letter.
+_PER_SECOND = {"s": 1.0, "ms": 1e3, "us": 1e6, "\u00b5s": 1e6, "\u03bcs": 1e6}
 
 
 def is_aecg(path: Path, start: bytes) -> bool:
@@ -39,7 +39,7 @@ def is_aecg(path: Path, start: bytes) -> bool:
 def read_aecg(path: Path) -> Waveform:
     """The leads of the rhythm series, a calibration pulse cut off. Raises ReaderError."""
     series, sequences = _chosen(parse_xml(path))
-    leads = [sequence for sequence in sequences if _code(sequence).startswith(_LEAD)]
+    leads = [sequence for sequence in sequences if canonical_lead(_code(sequence))]
     signal = stacked([_samples(lead) for lead in leads])
     check_size(*signal.shape)
     rate = _rate(sequences)
@@ -62,11 +62,15 @@ def _code(element: Element) -> str:
 
 
 def _chosen(root: Element) -> tuple[Element, list[Element]]:
-    """The rhythm series and its set of sequences with the most leads: a strip of one lead may stand beside it."""
+    """The rhythm series and its set of sequences with the most leads: a strip of one lead may stand beside it.
+
+    Where no series is called rhythm, any that is not called a representative beat counts.
+    """
+    kinds = [(_code(series).strip().upper(), series) for series in root.findall("component/series")]
+    recordings = [series for kind, series in kinds if kind == "RHYTHM"]
     sets = [
         (series, group.findall("component/sequence"))
-        for series in root.findall("component/series")
-        if _code(series) == "RHYTHM"
+        for series in recordings or [series for kind, series in kinds if not kind.startswith("REPRESENTATIVE")]
         for group in series.findall("component/sequenceSet")
     ]
     counts = [sum(canonical_lead(_code(item)) is not None for item in sequences) for _, sequences in sets]
@@ -82,7 +86,7 @@ def _rate(sequences: list[Element]) -> float:
         raise ReaderError(f"the aECG file states {len(steps)} time increments of the leads; expected one.")
     per_second = _PER_SECOND.get(steps[0].get("unit", "").strip())
     if per_second is None:
-        raise ReaderError(f"the aECG file's time increment is in no known unit; expected {', '.join(_PER_SECOND)}.")
+        raise ReaderError("the aECG file's time increment is in no known unit; expected s, ms or us.")
     return sampling_rate(per_second / positive(steps[0].get("value"), "the aECG file's time increment"))
 
 

@@ -35,7 +35,9 @@ def read_cardiosoft(path: Path) -> Waveform:
     root = parse_xml(path)
     strips = root.findall("StripData")
     if len(strips) != 1:
-        raise ReaderError(f"the CardioSoft file holds {len(strips)} strips; expected one.")
+        full = next(root.iter("FullDisclosureData"), None) is not None
+        other = " and a full disclosure, which is not read" if full else ""
+        raise ReaderError(f"the CardioSoft file holds {len(strips)} strips{other}; expected one (StripData).")
     strip = strips[0]
     leads = strip.findall("WaveformData")
     count = whole(text_at(strip, "ChannelSampleCountTotal"), "the CardioSoft file's ChannelSampleCountTotal")

@@ -146,19 +146,30 @@ def _number(item: Any, name: str) -> float | None:
 
 
 def _lead(channel: Any) -> str | None:
-    """The lead of `LEADS` that a channel holds, by its source's code; by free text only where that code is unknown."""
+    """The lead of `LEADS` that a channel holds, by its source's code; by free text only where that code is unknown.
+
+    Raises ReaderError where a code's own text names another lead: some writers number the codes by channel.
+    """
     sources = channel.get("ChannelSourceSequence")
     label = canonical_lead(str(channel.get("ChannelLabel") or ""))
     if not sources:
         return label
     code = str(sources[0].get("CodeValue") or "").strip()
+    # "Lead I (Einthoven)", "aVR, augmented voltage, right"
+    meaning = canonical_lead(re.split("[,(]", str(sources[0].get("CodeMeaning") or ""))[0])
     known = _CODE.fullmatch(f"{str(sources[0].get('CodingSchemeDesignator') or '').strip()} {code}")
     if known:
-        return _LEAD_CODES.get(int(known[1]))
-    if code.upper().startswith("MDC_ECG_LEAD_"):
-        return canonical_lead(code)
-    # "Lead I (Einthoven)", "aVR, augmented voltage, right"
-    return canonical_lead(re.split("[,(]", str(sources[0].get("CodeMeaning") or ""))[0]) or label
+        lead = _LEAD_CODES.get(int(known[1]))
+    elif code.upper().startswith("MDC_ECG_LEAD_"):
+        lead = canonical_lead(code)
+    else:
+        return meaning or label
+    if lead and meaning and lead != meaning:
+        raise ReaderError(
+            f"a DICOM channel is lead {lead} by its code and lead {meaning} by the code's meaning; export the file "
+            "with the codes of PS3.16 CID 3001."
+        )
+    return lead
 
 
 def _choose(groups: list[_Group]) -> _Group:
@@ -241,7 +252,8 @@ def _scale(values: NDArray[Any], channel: Any) -> NDArray[np.float64]:
     correction = _number(channel, "ChannelSensitivityCorrectionFactor")
     baseline = _number(channel, "ChannelBaseline") or 0.0
     physical = values * sensitivity * (1.0 if correction is None else correction) + baseline
-    return np.asarray(physical * millivolts_per_unit(str(units[0].get("CodeValue") or "")), dtype=np.float64)
+    unit = str(units[0].get("CodeValue") or units[0].get("CodeMeaning") or "")
+    return np.asarray(physical * millivolts_per_unit(unit), dtype=np.float64)
 
 
 def _common(definitions: list[Any], name: str) -> float | None:

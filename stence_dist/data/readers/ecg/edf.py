@@ -1,36 +1,36 @@
 """ECGs in EDF and EDF+ (Kemp 1992, Kemp & Olivan 2003, https://www.edfplus.info/specs) and in their 24-bit form, BDF.
 
-Sizes are checked here on the header; the samples come from pyedflib (extra `edf`). The header's patient and recording
-fields are skipped unread.
+The header's patient and recording fields are skipped unread. What they hold, and letters beyond ASCII anywhere, refuse
+nothing: many carts write both as the standard forbids, and the samples do not depend on them.
 """
 
 import re
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stence_dist.data.readers.ecg.waveform import Device, Waveform, check_size, millivolts_per_unit
 from stence_dist.data.readers.limb_leads import canonical_lead
-from stence_dist.data.readers.record import ReaderError
+from stence_dist.data.readers.record import MISSING, ReaderError
 
 _EDF_MAGIC, _BDF_MAGIC = b"0       ", b"\xffBIOSEMI"
 _FIXED = 256  # bytes of the header, and again for each signal
-# The columns of the signals' part of the header: name and width. A range is two columns, of its ends.
+# The columns of the signals' part of the header: name and width.
 _COLUMNS = {
     "label": 16,
     "transducer": 80,
     "dimension": 8,
-    "physical_range": 16,
-    "digital_range": 16,
+    "physical_minimum": 8,
+    "physical_maximum": 8,
+    "digital_minimum": 8,
+    "digital_maximum": 8,
     "prefiltering": 80,
     "samples": 8,
     "reserved": 32,
 }
-_ANNOTATIONS = {b"EDF+C": "EDF Annotations", b"BDF+C": "BDF Annotations"}
+_SHORTEST_PADDING = 0.05  # s in which all leads stand still
 _FILTER = r"\b{}\s*[:=]?\s*(\d+(?:\.\d+)?)\s*Hz"
 
 
@@ -44,11 +44,14 @@ class _Header:
     dimensions: list[str]
     filters: list[str]
     samples: list[int]  # per record
-    annotations: str | None  # the label of signals that hold text instead
+    physical: list[tuple[str, str]]  # a range in the signal's unit, as text: other signals than leads may have none
+    digital: list[tuple[str, str]]  # the same in stored values
+    bytes_per_sample: int
 
-    def place(self, signal: int) -> int:
-        """The number of a signal as pyedflib counts: without the annotations."""
-        return signal - sum(label == self.annotations for label in self.labels[:signal])
+    @property
+    def length(self) -> int:
+        """Bytes before the first record."""
+        return _FIXED * (1 + len(self.labels))
 
 
 def is_edf(path: Path, start: bytes) -> bool:
@@ -64,7 +67,7 @@ def read_edf(path: Path) -> Waveform:
     header = _read_header(path)
     leads: dict[str, int] = {}
     for number, label in enumerate(header.labels):
-        lead = _lead(label)
+        lead = canonical_lead(label)
         if lead in leads:
             raise ReaderError(f"lead {lead} is there twice in the EDF file; each lead is expected once.")
         if lead is not None:
@@ -76,24 +79,20 @@ def read_edf(path: Path) -> Waveform:
         return Waveform(np.zeros((0, 1)), (), 1.0)  # whoever chooses leads says which are missing
     length = header.records * header.samples[next(iter(leads.values()))]
     check_size(len(leads), length)
-    factors = np.array([millivolts_per_unit(header.dimensions[number]) for number in leads.values()])[:, None]
-    signal = _read_signals(path, [header.place(number) for number in leads.values()], length) * factors
+    rate = rates.pop()
+    digital = _without_padding(_read_digital(path, header, list(leads.values())), rate)
+    signal = np.stack([_millivolts(row, header, number) for row, number in zip(digital, leads.values(), strict=True)])
     filters = [header.filters[number] for number in leads.values()]
     device = Device(None, _frequency(filters, "HP"), _frequency(filters, "LP"))
-    return Waveform(signal, tuple(leads), rates.pop(), device)
-
-
-def _lead(label: str) -> str | None:
-    """The lead of `LEADS` that a label means: "ECG II", "EKG V1", "II"."""
-    return canonical_lead(re.sub(r"^(ECG|EKG)[ _-]*", "", label.strip(), flags=re.IGNORECASE))
+    return Waveform(signal, tuple(leads), rate, device)
 
 
 def _text(cell: bytes) -> str:
-    """ASCII by the standard; a micro sign comes in either encoding."""
+    """ASCII padded with spaces by the standard; a micro sign comes in either encoding, and some pad with zeros."""
     try:
-        return cell.decode("utf-8").strip()
+        return cell.decode("utf-8").strip(" \0")
     except UnicodeDecodeError:
-        return cell.decode("latin-1").strip()
+        return cell.decode("latin-1").strip(" \0")
 
 
 def _read_header(path: Path) -> _Header:
@@ -119,7 +118,9 @@ def _read_header(path: Path) -> _Header:
             cells["dimension"],
             cells["prefiltering"],
             [int(samples) for samples in cells["samples"]],
-            _ANNOTATIONS.get(fixed[192:197]),
+            list(zip(cells["physical_minimum"], cells["physical_maximum"], strict=True)),
+            list(zip(cells["digital_minimum"], cells["digital_maximum"], strict=True)),
+            3 if fixed.startswith(_BDF_MAGIC) else 2,
         )
     except ValueError:
         raise ReaderError("the EDF header is damaged: a number in it is none.") from None
@@ -131,35 +132,49 @@ def _read_header(path: Path) -> _Header:
         )
     if header.records < 1:
         raise ReaderError("the EDF header does not state how many records there are; the recording was not finished.")
-    sample = 3 if fixed.startswith(_BDF_MAGIC) else 2
-    needed = len(fixed) + len(columns) + header.records * sum(header.samples) * sample
+    needed = header.length + header.records * sum(header.samples) * header.bytes_per_sample
     if path.stat().st_size < needed:
         raise ReaderError(f"the EDF file is truncated: {path.stat().st_size} bytes, {needed} expected.")
     return header
 
 
-def _read_signals(path: Path, signals: list[int], length: int) -> NDArray[np.float64]:
-    """The signals (n, length) by number, in the units that the file states."""
+def _read_digital(path: Path, header: _Header, signals: list[int]) -> NDArray[np.int32]:
+    """Stored values (n, T) of signals of one rate, by number."""
+    shape = (header.records, sum(header.samples), header.bytes_per_sample)
+    stored = np.memmap(path, np.uint8, "r", header.length, shape)  # signals of high rates may lie between the leads
+    rows = []
+    for number in signals:
+        start = sum(header.samples[:number])
+        piece = np.zeros((header.records, header.samples[number], 4), np.uint8)
+        piece[..., 4 - header.bytes_per_sample :] = stored[:, start : start + header.samples[number]]
+        rows.append(piece.view("<i4").reshape(-1) >> 8 * (4 - header.bytes_per_sample))  # keeps the sign
+    return np.stack(rows)
+
+
+def _without_padding(digital: NDArray[np.int32], rate: float) -> NDArray[np.int32]:
+    """Stored values (n, T) without what a writer filled the last record with, where the recording ended within it.
+
+    wfdb fills with the lowest integer, and adds a whole record of it; others with a zero or the last value. No lead of
+    a living patient stands still as long as all of them do there.
+    """
+    moving = np.flatnonzero((digital != digital[:, -1:]).any(axis=0))
+    still = digital.shape[1] - 1 - moving.max(initial=-1)
+    is_padding = still >= _SHORTEST_PADDING * rate or bool((digital[:, -1] == MISSING).all())
+    return digital[:, :-still] if moving.size and is_padding else digital
+
+
+def _millivolts(stored: NDArray[np.int32], header: _Header, number: int) -> NDArray[np.float64]:
+    """One lead's stored values (T,) in mV, by the linear map between its two ranges; NaN = missing."""
     try:
-        pyedflib: Any = import_module("pyedflib")
-    except ImportError:
-        raise ReaderError('EDF files need pyedflib: pip install "stence_dist[edf]".') from None
-    try:
-        reader = pyedflib.EdfReader(str(path), pyedflib.DO_NOT_READ_ANNOTATIONS)
-    except Exception as error:  # its messages hold the path
-        raise ReaderError(
-            f"pyedflib refuses the EDF file ({type(error).__name__}): its header breaks the standard, e.g. by"
-            " characters beyond ASCII or an empty range. Export it again, or convert it to WFDB."
-        ) from None
-    try:
-        signal: NDArray[np.float64] = np.stack([reader.readSignal(number) for number in signals])
-    except Exception as error:
-        raise ReaderError(f"the EDF samples cannot be read ({type(error).__name__}); is the file damaged?") from None
-    finally:
-        reader.close()
-    if signal.shape != (len(signals), length):
-        raise ReaderError(f"the EDF signal has shape {signal.shape}, expected {(len(signals), length)}.")
-    return signal
+        lowest, highest, low, high = map(float, (*header.digital[number], *header.physical[number]))
+    except ValueError:
+        raise ReaderError("the EDF header gives a lead a range that is no number; expected two.") from None
+    if not (lowest < highest and low != high and np.isfinite([lowest, highest, low, high]).all()):
+        raise ReaderError("the EDF header gives a lead an empty range; its values mean no voltage.")
+    physical = low + (stored.astype(np.float64) - lowest) * ((high - low) / (highest - lowest))
+    if header.bytes_per_sample == 2:
+        physical[stored == MISSING] = np.nan
+    return physical * millivolts_per_unit(header.dimensions[number])
 
 
 def _frequency(filters: list[str], kind: str) -> float | None:

@@ -47,10 +47,7 @@ def is_muse(path: Path, start: bytes) -> bool:
 def read_muse(path: Path) -> Waveform:
     """The stored leads of the rhythm, never of the median beats. Raises ReaderError."""
     root = parse_xml(path)
-    found = [item for item in root.findall("Waveform") if text_at(item, "WaveformType").casefold() == "rhythm"]
-    if len(found) != 1:
-        raise ReaderError(f"the MUSE file holds {len(found)} rhythm waveforms; expected one (medians are not read).")
-    rhythm = found[0]
+    rhythm = _rhythm(root)
     leads = rhythm.findall("LeadData")
     counts = [whole(text_at(lead, "LeadSampleCountTotal"), "a MUSE lead's LeadSampleCountTotal") for lead in leads]
     check_size(len(leads), max(counts, default=0))
@@ -62,6 +59,19 @@ def read_muse(path: Path) -> Waveform:
         _rate(rhythm),
         _device(root, rhythm),
     )
+
+
+def _rhythm(root: Element) -> Element:
+    """The one waveform that is called rhythm; where there is but one and no type is stated, that one."""
+    waveforms = root.findall("Waveform")
+    kinds = [text_at(item, "WaveformType").casefold() for item in waveforms]
+    wanted = "" if kinds == [""] else "rhythm"
+    if kinds.count(wanted) != 1:
+        raise ReaderError(
+            f"the MUSE file holds {kinds.count('rhythm')} rhythm waveforms among {len(kinds)}; expected one, by its "
+            "WaveformType (medians are not read)."
+        )
+    return waveforms[kinds.index(wanted)]
 
 
 def _rate(rhythm: Element) -> float:

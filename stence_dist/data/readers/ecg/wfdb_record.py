@@ -23,6 +23,8 @@ _BITS = {"8": 8, "16": 16, "24": 24, "32": 32, "61": 16, "80": 8, "160": 16, "21
 _LARGEST_HEADER = 1_000_000  # bytes
 _DEFAULT_GAIN = 200.0  # where a header states none, or 0
 _INVALID = -32768  # of format 16
+_MATLAB_HEADER = 24  # bytes before the samples in a MATLAB level 4 file of one matrix called `val`
+_MATLAB_INT16 = 30  # its first field: little endian, columns of 16-bit integers
 _LONGEST_GAPS = 10  # frames of a record of several segments, per frame that is stored
 _RECORD_LINE = re.compile(r"[^\s/]+ (?P<signals>\d{1,6}) (?P<rate>\d+\.?\d*) (?P<samples>\d{1,12})(?: \S+)*")
 _SIGNAL_LINE = re.compile(
@@ -134,6 +136,8 @@ def _read_plain(header: Path) -> _Signals | None:
     check_size(len(there), samples)
     file = _signal_file(header, chosen[0]["file"])
     _check_length(file, offset + 2 * len(there) * samples)
+    if offset == _MATLAB_HEADER and file.suffix == ".mat":
+        _check_matlab(file)
     frames = np.fromfile(file, dtype="<i2", count=len(there) * samples, offset=offset).reshape(samples, len(there))
     values = frames.T[[there.index(signal) for signal in chosen]]
     return _Signals(
@@ -146,6 +150,16 @@ def _read_plain(header: Path) -> _Signals | None:
     )
 
 
+def _check_matlab(file: Path) -> None:
+    """Refuse a MATLAB file of another kind than its WFDB header, which only counts bytes, takes it for."""
+    with open(file, "rb") as stored:
+        if int.from_bytes(stored.read(4), "little") != _MATLAB_INT16:
+            raise ReaderError(
+                "the WFDB signal file *.mat is no MATLAB level 4 file of 16-bit integers, which its header takes it "
+                "for; write it with `save -v4`, or as a plain .dat."
+            )
+
+
 def _parse(header: Path) -> Any:
     """What the wfdb package makes of a header: a Record or a MultiRecord."""
     import wfdb
@@ -153,7 +167,10 @@ def _parse(header: Path) -> Any:
     try:
         return wfdb.rdheader(_name(header))
     except Exception as error:  # the parser fails on malformed text in many ways
-        raise ReaderError(f"the WFDB header cannot be parsed ({type(error).__name__}).") from None
+        raise ReaderError(
+            f"the WFDB header cannot be parsed ({type(error).__name__}); expected lines as header(5) describes them, "
+            "with a date only after a time."
+        ) from None
 
 
 def _name(header: Path) -> str:

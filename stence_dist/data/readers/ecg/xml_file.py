@@ -31,7 +31,9 @@ _ROOT = re.compile(r"<(?:[\w.-]+:)?(?P<name>[\w.-]+)[\s/>]")
 _NUMBER = re.compile(r"[+-]?([0-9]{1,20}\.?[0-9]{0,20}|\.[0-9]{1,20})([eE][+-]?[0-9]{1,3})?")
 _WHOLE = re.compile(r"[0-9]{1,18}")
 _BOMS_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-_SAYS_UTF16 = re.compile(rb"<\?xml[^>]{0,200}?encoding=[\"']utf-?16", re.IGNORECASE)
+_DECLARED = re.compile(rb"<\?xml[^>]{0,200}?encoding\s*=\s*[\"']([\w.:-]{1,40})[\"']")
+# What expat cannot decode itself, as its characters have several bytes, and exports of Asian hospitals are in.
+_ASIAN = ("gb2312", "gbk", "gb18030", "big5", "euc-kr", "cp949", "ks_c_5601-1987", "shift_jis", "cp932", "euc-jp")
 
 
 class _LocalNames(TreeBuilder):
@@ -69,7 +71,11 @@ def parse_xml(path: Path) -> Element:
             raise ReaderError(f"the XML file has a tag or a comment of more than {_LONGEST_MARK} bytes.")
     if not content.startswith(_BOMS_UTF16):
         content = content.strip(b"\0\r\n\t ")  # what copies leave before the declaration and after the end
-    parser = XMLParser(target=_LocalNames(), encoding=_encoding(content))
+    encoding = _encoding(content)
+    if encoding in _ASIAN:
+        # Names hold such characters, numbers none: one that is damaged does no harm.
+        content, encoding = content.decode(encoding, errors="replace").encode(), "utf-8"
+    parser = XMLParser(target=_LocalNames(), encoding=encoding)
     # A default is copied into every element that lacks the attribute: length times count, and no entity is needed.
     parser.parser.AttlistDeclHandler = _refuse_defaults
     try:
@@ -87,13 +93,21 @@ def parse_xml(path: Path) -> Element:
 
 
 def _encoding(content: bytes) -> str | None:
-    """The encoding of XML whose declaration contradicts its bytes, as programs that save a text anew leave it.
+    """The encoding of XML where its declaration contradicts its bytes, or names it as expat does not; else None.
 
-    None where the declaration is to be believed.
+    Programs that save a text anew leave the first, and those that write names in the letters of their system.
     """
     if content.startswith(_BOMS_UTF16):
         return "utf-16"
-    return "utf-8" if _SAYS_UTF16.match(content.removeprefix(codecs.BOM_UTF8)) else None  # ASCII shows: not UTF-16
+    stated = _DECLARED.match(content.removeprefix(codecs.BOM_UTF8))
+    declared = stated[1].decode().lower() if stated else "utf-8"
+    if not declared.startswith(("utf-8", "utf8", "utf-16", "utf16")):  # as ASCII shows, it is no UTF-16
+        return declared if declared in _ASIAN else None
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError:
+        return "iso-8859-1"
+    return "utf-8"
 
 
 def _refuse_defaults(*_: object) -> NoReturn:
@@ -144,9 +158,10 @@ def sampling_rate(rate: float) -> float:
 
 
 def decode_base64(text: str | None, what: str) -> bytes:
-    """The bytes that `text` encodes, white space aside. Raises ReaderError for anything else that is no base64."""
+    """The bytes that `text` encodes, white space and missing padding aside. Raises ReaderError for anything else."""
+    packed = "".join((text or "").split())
     try:
-        return base64.b64decode("".join((text or "").split()), validate=True)
+        return base64.b64decode(packed + "=" * (-len(packed) % 4), validate=True)
     except ValueError:
         raise ReaderError(f"{what} is no valid base64; is the file truncated or damaged?") from None
 
