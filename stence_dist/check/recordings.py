@@ -51,6 +51,7 @@ class Facts:
     residual: float | None  # RMS of I + III - II, mV
     contradict: bool  # the limb leads, beyond BROKEN
     height: float  # mV, as SMALL_MILLIVOLTS
+    large: tuple[str, ...]  # leads above LARGE_MILLIVOLTS
     stated_filter: bool
     digest: bytes
 
@@ -126,7 +127,7 @@ def plain_reason(error: BaseException) -> str:
 def describe(record: EcgRecord) -> Facts:
     """What a record shows. Equal values at equal rates give equal digests, whatever file they came from."""
     values, flags = record.values, record.flags
-    lead_heights = [float(np.ptp(row[row != MISSING].astype(np.float64))) for row in values]
+    heights = [float(np.ptp(row[row != MISSING].astype(np.float64))) * record.scale for row in values]
     content = np.ascontiguousarray(values).tobytes() + f"{record.sampling_rate:.6g} {record.scale:.6g}".encode()
     source = flags.get("scale_source")
     return Facts(
@@ -139,7 +140,8 @@ def describe(record: EcgRecord) -> Facts:
         missing_share=float(flags.get("missing_share", 0.0)),
         residual=flags.get("einthoven_residual"),
         contradict=bool(flags.get("limb_leads_break", False)),
-        height=float(np.median(lead_heights)) * record.scale,
+        height=float(np.median(heights)),
+        large=tuple(lead for lead, height in zip(record.leads, heights, strict=True) if height > LARGE_MILLIVOLTS),
         stated_filter="high_pass_hz" in flags or "low_pass_hz" in flags,
         digest=hashlib.blake2b(content, digest_size=16).digest(),
     )
@@ -199,6 +201,8 @@ def _faults(facts: Facts) -> dict[str, Sequence[str]]:
     if not SMALL_MILLIVOLTS <= facts.height <= LARGE_MILLIVOLTS:
         limits = f"{SMALL_MILLIVOLTS:g} to {LARGE_MILLIVOLTS:g} mV"
         found[f"the leads are not of the size of an ECG's ({limits}): is the unit right?"] = ()
+    elif facts.large:
+        found[f"a lead is larger than any ECG (over {LARGE_MILLIVOLTS:g} mV)"] = facts.large
     if not LOWEST_RATE <= facts.sampling_rate <= HIGHEST_RATE:
         found[f"sampling rate outside {LOWEST_RATE:g} to {HIGHEST_RATE:g} Hz: no encoder takes it"] = ()
     if facts.seconds < SHORT_SECONDS:

@@ -255,6 +255,19 @@ def test_equal_waveforms_in_two_splits(tmp_path: Path) -> None:
     assert found(result, NOTE, "equal waveforms of one patient").places == ("row 1 = row 4",)
 
 
+def test_a_lead_of_another_size_than_the_others(tmp_path: Path) -> None:
+    """One wrong gain among twelve leads: the median says nothing of it."""
+    cohort = write_cohort(tmp_path, pairs=0, ecg_only=6)
+    header = tmp_path / "ecg" / "r002.hea"
+    lines = header.read_text().splitlines()
+    gain = re.search(r" (\S+?)\(", lines[9])
+    assert gain is not None
+    lines[9] = lines[9].replace(gain[1], "1", 1)
+    header.write_text("\n".join(lines))
+    fault = found(looked_at(cohort), WARNING, "larger than any ECG")
+    assert fault.places == ("row 3",)
+
+
 def test_an_ecg_of_two_patients(tmp_path: Path) -> None:
     """One file under two patients is a problem, although a build would only reject the second row."""
     cohort = edit(write_cohort(tmp_path, pairs=0, ecg_only=6), lambda rows: rows[4].update(ecg_path="ecg/r000.hea"))
