@@ -19,7 +19,7 @@ from stence_dist.data.readers.record import ReaderError
 TOKENS = (FEATURES, TOKEN_MAPS)
 RUN, SINGLE, NO_RUN, UNSEEN = "run", "single frame", "other object", "not looked at"
 _KEY_SOURCES = (VIEWS_TABLE, "header", "only frame", "contrast")
-_SATURATED = "almost all black or all white in the middle of the key frame: does the window fit?"
+_SATURATED = "almost all black, white or of one gray in the middle of the key frame: does the window fit?"
 _MOST_POINTS = 1500  # of the picture of angles
 
 

@@ -275,5 +275,8 @@ def _report_doubtful(out: Path, views: int, ecgs: int) -> None:
         )
         log.warning(text, ecgs, out)
     if views:
-        text = "%d views are almost all black or all white; does their window fit? launch/check.py path=%s names them"
+        text = (
+            "%d views are almost all black, white or of one gray; does their window fit? "
+            "launch/check.py path=%s names them"
+        )
         log.warning(text, views, out)

@@ -16,6 +16,7 @@ from PIL import Image
 _REFERENCE_FRAMES = 3  # of a run, before contrast arrives
 _DARKEST_SHARE = 0.02  # of the pixels: about what filled arteries cover
 _SATURATED_SHARE = 0.95
+_FEWEST_GRAYS = 16  # 8-bit frames under a window of 12 bits have fewer
 _MARGIN = 0.1  # of each side, where collimators and texts are
 
 
@@ -108,9 +109,15 @@ def shown_part(square: NDArray[np.uint8], rows: int, columns: int, settings: Fra
 
 
 def is_saturated(frame: NDArray[np.uint8]) -> bool:
-    """Whether 95 % or more of the middle of frame (H, W), 80 % of its rows and columns, is all black, or all white."""
+    """Whether the middle of frame (H, W), 80 % of its rows and columns, shows next to nothing.
+
+    95 % or more of it are all black or all white, or 98 % lie within 16 gray values.
+    """
     height, width = frame.shape
     top, left = round(_MARGIN * height), round(_MARGIN * width)
     middle = frame[top : height - top, left : width - left]
     at_an_end = max(np.count_nonzero(middle == 0), np.count_nonzero(middle == 255))
-    return bool(middle.size and at_an_end >= _SATURATED_SHARE * middle.size)
+    if not middle.size:
+        return False
+    darkest, brightest = np.percentile(middle, (1, 99))
+    return bool(at_an_end >= _SATURATED_SHARE * middle.size or brightest - darkest < _FEWEST_GRAYS)

@@ -376,9 +376,9 @@ def test_saturated_views_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFi
         white = np.full((3, 32, 32), 255, dtype=np.uint8)
         write_run(tmp_path / "cohort" / "study" / "s004" / f"run{view}.dcm", white, InstanceNumber=view + 1)
     build(BuildConfig(cohort=str(cohort), out=str(tmp_path / "set"), image_size=32, workers=1, shard_size=2))
-    lines = [line for line in caplog.messages if "all white" in line]
+    lines = [line for line in caplog.messages if "of one gray" in line]
     assert [line.partition(" are")[0] for line in lines] == ["2 views"]
-    finding = found(looked_at(tmp_path / "set"), WARNING, "all white")
+    finding = found(looked_at(tmp_path / "set"), WARNING, "of one gray")
     assert (finding.count, [place.split()[-1] for place in finding.places]) == (2, ["5"])
     shards = ShardSet.open(tmp_path / "set")
     samples = [shards.read(split, row) for split in SPLITS for row in range(len(shards.table(split)))]

@@ -100,13 +100,21 @@ def test_views_table(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("level", "others", "expected"), [(0, 12, True), (255, 12, True), (255, 13, False), (254, 0, False)]
+    ("level", "others", "expected"), [(0, 12, True), (255, 12, True), (255, 13, False), (254, 13, False)]
 )
 def test_saturation_begins_at_19_of_20_pixels_of_the_middle(level: int, others: int, expected: bool) -> None:
     """A frame of 20 x 20, whose middle has 16 x 16 pixels, 95 % of them 243.2; what is around plays no part."""
     frame = np.full((20, 20), 128, dtype=np.uint8)
     frame[2:18, 2:18] = level
     frame[2, 2 : 2 + others] = 255 - level
+    assert is_saturated(frame) is expected
+
+
+@pytest.mark.parametrize(("grays", "expected"), [(15, True), (18, False)])
+def test_a_frame_of_few_gray_values_shows_nothing(grays: int, expected: bool) -> None:
+    """What is between black and white, and as good as one gray; a bright catheter tip makes it no picture."""
+    frame = np.random.default_rng(0).integers(40, 40 + grays, (100, 100)).astype(np.uint8)
+    frame[50, 50:60] = 255
     assert is_saturated(frame) is expected
 
 

@@ -269,7 +269,14 @@ def test_twelve_bit_jpeg_of_another_encoder(tmp_path: Path, make_run: Write) -> 
 
 
 @pytest.mark.parametrize("bits", [12, -12])
-@pytest.mark.parametrize("change", [None, partial(by_pydicom, syntax=RLE, plugin="pydicom")])
+@pytest.mark.parametrize(
+    "change",
+    [
+        None,
+        partial(by_pydicom, syntax=RLE, plugin="pydicom"),
+        *(partial(by_gdcm, syntax=f"{JPEG}{number}", precision=16) for number in (57, 70, 80, 90)),
+    ],
+)
 def test_unused_bits_play_no_part(
     tmp_path: Path, make_run: Write, bits: int, change: Callable[..., None] | None
 ) -> None:
@@ -385,6 +392,114 @@ def test_frames_may_lie_in_several_fragments(tmp_path: Path, make_run: Write) ->
         assert np.abs(frames.astype(int) - expected).max() <= 1
 
 
+@pytest.mark.parametrize("offsets", [[0], [0, 0, 0], [8, 16, 24], [0, 10**6, 10**7], [4, 2, 0, 1]])
+@pytest.mark.parametrize("end", [b"", b"\xfe\xff\xdd\xe0\0\0\0\0", b"\0" * 24, b"\xfe\xff\0\xe0\0\0\0\0"])
+def test_a_fragment_per_frame_needs_no_table(tmp_path: Path, make_run: Write, offsets: list[int], end: bytes) -> None:
+    """Tables of offsets that fit nothing; nothing, zeros or an empty fragment where the mark of the end should be."""
+    expected = write_band(make_run, tmp_path / "a.dcm", 8)
+    by_pydicom(tmp_path / "a.dcm", RLE, "pydicom")
+    dataset = pydicom.dcmread(tmp_path / "a.dcm")
+    frames = list(generate_frames(dataset.PixelData, number_of_frames=3))
+    dataset.PixelData = b"".join(
+        b"\xfe\xff\0\xe0" + len(item).to_bytes(4, "little") + item
+        for item in (np.array(offsets, "<u4").tobytes(), *frames)
+    )
+    dataset.save_as(tmp_path / "a.dcm", enforce_file_format=False)
+    whole = (tmp_path / "a.dcm").read_bytes()
+    (tmp_path / "a.dcm").write_bytes(whole.removesuffix(b"\xfe\xff\xdd\xe0\0\0\0\0") + end)
+    np.testing.assert_array_equal(read_study(tmp_path, THREE).views[0].frames, expected)
+
+
+def relabelled(path: Path, syntax: str) -> None:
+    """The file under another transfer syntax, its bytes as they were."""
+    meta = pydicom.filereader.read_file_meta_info(path)
+    old, new = (text.encode() + b"\0" * (len(text) % 2) for text in (meta.TransferSyntaxUID, syntax))
+    whole = path.read_bytes()
+    start = b"\x02\0\x10\0UI"
+    assert whole.count(start) == 1
+    whole = whole.replace(start + len(old).to_bytes(2, "little") + old, start + len(new).to_bytes(2, "little") + new)
+    group = whole.find(b"\x02\0\0\0UL\4\0") + 8  # states the length of what is changed here; not in all files
+    if group >= 8:
+        length = int.from_bytes(whole[group : group + 4], "little") + len(new) - len(old)
+        whole = whole[:group] + length.to_bytes(4, "little") + whole[group + 4 :]
+    path.write_bytes(whole)
+
+
+def test_pixels_stored_otherwise_than_stated_are_refused(tmp_path: Path, make_run: Write) -> None:
+    """Fragments under an uncompressed syntax, and plain values under JPEG: archives change one of the two."""
+    path = tmp_path / "a.dcm"
+    write_band(make_run, path, 8)
+    relabelled(path, f"{JPEG}50")
+    assert "not stored as its transfer syntax says" in refused(tmp_path)
+    for bits in (8, 12):
+        write_band(make_run, path, bits)
+        by_pydicom(path, RLE, "pydicom")
+        relabelled(path, "1.2.840.10008.1.2.1")
+        assert "not stored as its transfer syntax says" in refused(tmp_path)
+
+
+def test_files_written_with_another_representation_than_stated(tmp_path: Path, make_run: Write) -> None:
+    """Values with their representation in a file that states implicit ones, and vice versa: 70,000 bytes of pixels."""
+    path = tmp_path / "a.dcm"
+    frames = np.random.default_rng(0).integers(0, 256, (70, SIDE, SIDE)).astype(np.uint8)
+    implicit, explicit = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1"
+    for written, stated in ((explicit, implicit), (implicit, explicit)):
+        make_run(path, frames, RepresentativeFrameNumber=2, SOPInstanceUID="1.2.3")
+        uncompressed(path, written)
+        relabelled(path, stated)
+        np.testing.assert_array_equal(read_study(tmp_path, THREE).views[0].frames, frames[:3])
+
+
+def test_more_pixels_than_stated_are_refused(tmp_path: Path, make_run: Write) -> None:
+    """Other rows, other depth, a byte after each frame; a few zeros at the end do no harm."""
+    path = tmp_path / "a.dcm"
+    expected = write_band(make_run, path, 12)
+    whole = pydicom.dcmread(path)
+    for elements in ({"Rows": 30}, {"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7}, {"NumberOfFrames": 2}):
+        write_band(make_run, path, 12)
+        dataset = pydicom.dcmread(path)
+        for name, value in elements.items():
+            setattr(dataset, name, value)
+        dataset.save_as(path, enforce_file_format=False)
+        assert "its header promises" in refused(tmp_path)
+    size = 2 * SIDE * SIDE
+    pixels = whole.PixelData
+    whole.PixelData = b"".join(pixels[n : n + size] + b"\0\0" for n in range(0, 3 * size, size))
+    whole.save_as(path, enforce_file_format=False)
+    assert "its header promises" in refused(tmp_path)
+    whole.PixelData = pixels + bytes(100)
+    whole.save_as(path, enforce_file_format=False)
+    np.testing.assert_array_equal(read_study(tmp_path, THREE).views[0].frames, expected)
+
+
+def test_what_all_runs_have_alike_may_be_left_out(tmp_path: Path, make_run: Write) -> None:
+    """Samples per pixel, the sign; and the gray scale's name in small letters."""
+    expected = write_band(make_run, tmp_path / "a.dcm", 12)
+    dataset = pydicom.dcmread(tmp_path / "a.dcm")
+    del dataset.SamplesPerPixel, dataset.PixelRepresentation
+    dataset.save_as(tmp_path / "a.dcm", enforce_file_format=False)
+    whole = (tmp_path / "a.dcm").read_bytes()
+    (tmp_path / "a.dcm").write_bytes(whole.replace(b"MONOCHROME2 ", b" monochrome2"))
+    np.testing.assert_array_equal(read_study(tmp_path, THREE).views[0].frames, expected)
+
+
+def test_frames_of_another_depth_than_the_header_are_refused(tmp_path: Path, make_run: Write) -> None:
+    """12 bits in bytes, and JPEG of 8 bits under the header of the 12 that it was made from."""
+    path = tmp_path / "a.dcm"
+    write_band(make_run, path, 12)
+    by_gdcm(path, f"{JPEG}70")
+    dataset = pydicom.dcmread(path)
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 8, 8, 7
+    dataset.save_as(path, enforce_file_format=False)
+    assert "16 bits; the header states 32 x 32 gray pixels of 8 in 8 bits" in refused(tmp_path)
+    write_band(make_run, path, 8)
+    in_jpeg(path, f"{JPEG}50", 8)
+    dataset = pydicom.dcmread(path)
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, 12, 11
+    dataset.save_as(path, enforce_file_format=False)
+    assert "8 bits; the header states 32 x 32 gray pixels of 12 in 16 bits" in refused(tmp_path)
+
+
 def test_files_that_do_not_state_the_number_of_frames(tmp_path: Path, make_run: Write) -> None:
     """Their pixel data tell: by length, by the offset table, by the frames' first bytes, by RLE's fragments."""
     path = tmp_path / "a.dcm"
@@ -444,6 +559,8 @@ def test_enhanced_runs(tmp_path: Path, make_run: Write) -> None:
         FrameVOILUTSequence=Sequence([item(WindowCenter=20.5, WindowWidth=21)]),
         FramePixelDataPropertiesSequence=Sequence([item(ImagerPixelSpacing=[0.2, 0.3])]),
     )
+    private = shared.private_block(0x0009, "MAKER", create=True)  # a sequence of the maker's, before all others
+    private.add_new(0x01, "SQ", Sequence([item(WindowCenter=5000, WindowWidth=1)]))
     for sop_class in ("12.1.1", "12.2.1"):
         make_run(
             tmp_path / "a.dcm",
@@ -478,6 +595,8 @@ def test_enhanced_runs(tmp_path: Path, make_run: Write) -> None:
         ([0, 6, 12], None, (-48, 5)),
         ("", [0, -1, -2], (-60, 3)),
         ([0, 6], [0, -1, -2], (np.nan, 3)),
+        ([-60, -58.5, -57], [5, 5.5, 6], (-57, 6)),  # not by the standard: the angles themselves
+        ([0, -60, -121], [0, 60, 120], (np.nan, 125)),
         ([0, 6, 12, 18], b"0\\\\1", (np.nan, np.nan)),
         (b"0\\inf\\12", b"nan ", (np.nan, np.nan)),
     ],
@@ -502,6 +621,13 @@ def test_a_rotating_positioner(
     assert seen.angles == (None if np.isnan(expected).any() else expected)
 
 
+def test_a_positioner_that_stands_still(tmp_path: Path, make_run: Write) -> None:
+    """Steps of a static positioner do not count; 9999 is no angle."""
+    angles = {"PositionerPrimaryAngle": -60, "PositionerSecondaryAngle": 9999, "PositionerPrimaryAngleIncrement": 6}
+    write_band(make_run, tmp_path / "a.dcm", 8, PositionerMotion="STATIC", **angles)
+    np.testing.assert_array_equal(read_study(tmp_path, ONE).views[0].angulation, np.float32([-60, np.nan]))
+
+
 def test_the_table_of_views_goes_before_a_rotating_positioner(tmp_path: Path, make_run: Write) -> None:
     """Its angles as they are; its key frame where it states no angles."""
     turning = {"PositionerPrimaryAngle": -60, "PositionerSecondaryAngle": 5, "PositionerPrimaryAngleIncrement": 6}
@@ -521,6 +647,8 @@ def test_the_table_of_views_goes_before_a_rotating_positioner(tmp_path: Path, ma
         ({"FrameTimeVector": [0, 40, 40, 90], "CineRate": 30}, 40.0),
         ({"CineRate": 15}, 1000 / 15),
         ({"CineRate": 0}, None),
+        ({"FrameTime": 0, "FrameTimeVector": [0, 0, 0], "CineRate": 20}, 50.0),
+        ({"FrameTime": -1}, None),
         ({}, None),
     ],
 )
@@ -607,6 +735,30 @@ def test_voi_tables(tmp_path: Path, make_run: Write, syntax: str) -> None:
         assert level(tmp_path) == pytest.approx(int(data[500]) / (2**bits - 1) * 255, abs=0.51)
 
 
+@pytest.mark.parametrize("bits", [12, -12])
+@pytest.mark.parametrize("kind", ["US", "SS"])
+def test_the_first_value_of_a_table_is_as_signed_as_the_values(
+    tmp_path: Path, make_run: Write, bits: int, kind: str
+) -> None:
+    """From the lowest value of signed runs, from 2 ** 15 and more of others, in a descriptor of either kind."""
+    first = -900 if bits < 0 else 40000
+    frames = np.full((2, SIDE, SIDE), first + 10, dtype=np.int16 if bits < 0 else np.uint16)
+    table = item()
+    entry = (first + 65536) % 65536 if kind == "US" else (first + 32768) % 65536 - 32768
+    table.add_new("LUTDescriptor", kind, [600, entry, 16])
+    table.add_new("LUTData", "OW", np.arange(0, 60000, 100).astype("<u2").tobytes())
+    stored = {"BitsStored": 16, "HighBit": 15, "PixelRepresentation": int(bits < 0)}
+    make_run(tmp_path / "a.dcm", frames, VOILUTSequence=Sequence([table]), **stored)
+    assert level(tmp_path) == pytest.approx(1000 / 65535 * 255, abs=0.51)
+
+
+def test_an_empty_table_leaves_the_window(tmp_path: Path, make_run: Write) -> None:
+    """Tables without entries, or without what describes them, beside a window that shows the values."""
+    for table in (item(), item(LUTDescriptor=[256, 0, 16]), item(LUTDescriptor=None)):
+        expected = write_band(make_run, tmp_path / "a.dcm", 12, VOILUTSequence=Sequence([table]))
+        np.testing.assert_array_equal(read_study(tmp_path, THREE).views[0].frames, expected)
+
+
 @pytest.mark.parametrize(
     ("bits", "top", "white"),
     [(16, 65535, 65535), (16, 4095, 4095), (16, 255, 255), (8, 4095, 4095), (12, 4095, 4095), (16, 100, 255)],
@@ -621,25 +773,28 @@ def test_the_largest_entry_of_a_table_counts(tmp_path: Path, make_run: Write, bi
 
 
 def test_views_whose_window_does_not_fit_say_so(tmp_path: Path, make_run: Write) -> None:
-    """A run of 12 bits with a window for 8 is white; those of its own and of the full range carry no such field."""
+    """A run of 12 bits with a window for 8 is white, 256 of its values in the full range are gray: both say so."""
     for elements, expected in (
         ({"WindowCenter": 128, "WindowWidth": 256}, True),
         ({"WindowCenter": 3000, "WindowWidth": 256}, True),
         ({"WindowCenter": 1828, "WindowWidth": 256}, None),
-        ({}, None),
+        ({}, True),
     ):
         make_run(tmp_path / "a.dcm", band(12), BitsStored=12, HighBit=11, **elements)
         assert read_study(tmp_path, ONE).views[0].meta.get("saturated") is expected
 
 
 def test_malformed_tables_and_functions_are_refused(tmp_path: Path, make_run: Write) -> None:
-    """Too few entries, an unusual depth, a function that the standard does not know."""
+    """Too few entries, also where each had one byte, an unusual depth, a function that the standard does not know."""
     short, deep = item(LUTDescriptor=[600, 0, 12]), item(LUTDescriptor=[2, 0, 64])
+    cut = item(LUTDescriptor=[600, 0, 12])
+    cut.add_new("LUTData", "OW", bytes(1198))
     for table in (short, deep):
         table.add_new("LUTData", "US", [1, 2, 3])
     for elements in (
         {"VOILUTSequence": Sequence([short])},
         {"VOILUTSequence": Sequence([deep])},
+        {"VOILUTSequence": Sequence([cut])},
         {"VOILUTFunction": "CUBIC", "WindowCenter": 5, "WindowWidth": 5},
     ):
         make_run(tmp_path / "a.dcm", band(8), **elements)
@@ -675,6 +830,18 @@ def test_pixels_of_an_icon_alone_are_no_run(tmp_path: Path, make_run: Write, und
     for cut in (*range(icon_place, shape), *range(shape + 1, pixels), *range(pixels + 1, pixels + 12)):
         (tmp_path / "b.dcm").write_bytes(whole[:cut])
         assert "truncated" in refused(tmp_path)
+
+
+def test_objects_of_other_classes_without_header_are_counted(tmp_path: Path, make_run: Write) -> None:
+    """A structure set as it goes over the network, without preamble; a run in that form still refuses the study."""
+    write_band(make_run, tmp_path / "a.dcm", 8)
+    for kind, expected in ((b"481.3", 1), (b"12.1\0", None)):
+        sop_class = b"1.2.840.10008.5.1.4.1.1." + kind + b"\0" * (len(kind) % 2)
+        (tmp_path / "b.dcm").write_bytes(b"\x08\0\x16\0UI" + len(sop_class).to_bytes(2, "little") + sop_class)
+        if expected is None:
+            assert "lacks its header" in refused(tmp_path)
+        else:
+            assert read_study(tmp_path, ONE).others == expected
 
 
 def test_a_directory_of_a_disc_is_no_view(tmp_path: Path, make_run: Write) -> None:

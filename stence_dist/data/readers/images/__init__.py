@@ -50,7 +50,7 @@ def fault_of(path: Path) -> str | None:
         start = file.read(_START)
     if is_headless(start, XRAY_CLASSES):
         return HEADLESS
-    if path.suffix.lower() in (".dcm", ".dicom"):
+    if path.suffix.lower() in (".dcm", ".dicom") and not is_headless(start, b""):  # an object of another class
         return "a file ends in .dcm and holds no DICOM header; damaged?"
     return None
 

@@ -42,6 +42,7 @@ _TAGS = [
     "FrameTime",
     "FrameTimeVector",
     "CineRate",
+    "PositionerMotion",
     "PositionerPrimaryAngle",
     "PositionerSecondaryAngle",
     "PositionerPrimaryAngleIncrement",
@@ -59,6 +60,7 @@ _TAGS = [
     "ExtendedOffsetTableLengths",
 ]
 _PIXEL_DATA = (0x7FE0, 0x0010)
+FRAGMENT = b"\xfe\xff\x00\xe0"  # with which encapsulated pixel data begin
 _ICON = 0x0088_0200
 _UNDEFINED = 0xFFFF_FFFF  # length of a sequence that ends with the element below
 _SEQUENCE_END = b"\xfe\xff\xdd\xe0\0\0\0\0"
@@ -133,16 +135,64 @@ def is_icon_only(path: Path) -> bool:
 def _pixel_element(file: BinaryIO, header: Dataset) -> tuple[str, int] | None:
     """Value representation and stated length of the pixel data, before whose element the file stands, then value.
 
-    None where the file ends.
+    Some files are written otherwise than they state: two letters tell whether there is a representation, as a length
+    is even and the first letters of all that pixels can have are odd. None where the file ends.
     """
     implicit, little_endian = header.original_encoding
-    order, size = "<" if little_endian else ">", 8 if implicit else 12
-    start = file.read(size)
-    if len(start) < size:
+    order = "<" if little_endian else ">"
+    start = file.read(8)
+    if len(start) < 8:
         return None
     if struct.unpack_from(f"{order}HH", start) != _PIXEL_DATA:
         raise study_error("the pixel data of a run are no integers, or stand elsewhere; convert the file.")
-    return "" if implicit else start[4:6].decode("latin-1"), struct.unpack_from(f"{order}L", start, size - 4)[0]
+    if start[4:6] not in (b"OB", b"OW", b"OF", b"UN") and (implicit or (little_endian and start[6:8] != b"\0\0")):
+        return "", struct.unpack_from(f"{order}L", start, 4)[0]
+    length = file.read(4)
+    return (start[4:6].decode("latin-1"), struct.unpack(f"{order}L", length)[0]) if len(length) == 4 else None
+
+
+def _check_pixels(header: Dataset, frames: int) -> None:
+    """Refuse a run whose pixels are none that are read; complete what all runs have alike and some leave out."""
+    check_size(frames, int(number(header, "Rows") or 0), int(number(header, "Columns") or 0))
+    photometric = str(stated(header, "PhotometricInterpretation") or "").strip().upper()
+    if number(header, "SamplesPerPixel") not in (None, 1) or photometric not in _GRAY:
+        raise study_error(f"a run is in color, or does not say that it is gray; expected {' or '.join(_GRAY)}.")
+    header.PhotometricInterpretation = photometric
+    header.SamplesPerPixel = 1
+    if "PixelRepresentation" not in header:
+        header.PixelRepresentation = 0  # PS3.3 C.8.7.1.1: unsigned
+    allocated, stored, high = (int(number(header, name) or 0) for name in ("BitsAllocated", "BitsStored", "HighBit"))
+    if allocated not in (8, 16) or not 1 <= stored <= allocated or high >= stored:
+        raise study_error(
+            f"a run stores {stored} of {allocated} bits up to bit {high}; expected the lowest of 8 or of 16."
+        )
+
+
+def _check_length(file: BinaryIO, header: Dataset, frames: int, length: int) -> None:
+    """Refuse pixel data, at whose first byte the file stands, that are stored otherwise than the header says.
+
+    A run may be cut short, and end with a few zeros, but not hold more than it states: its frames lie elsewhere then.
+    """
+    syntax = header.file_meta.get("TransferSyntaxUID")
+    if not syntax or not syntax.is_transfer_syntax:
+        return  # whoever decodes the frames says so
+    start = file.tell()
+    is_encapsulated = file.read(4) == FRAGMENT
+    if syntax.is_encapsulated != (length == _UNDEFINED and is_encapsulated):
+        raise study_error(
+            "the pixel data of a run are not stored as its transfer syntax says: fragments of encoded frames where "
+            "it has none, or none where it has; the header was changed and the pixels were not, or vice versa."
+        )
+    if is_encapsulated:
+        return
+    frame = header.Rows * header.Columns * header.BitsAllocated // 8
+    surplus = length - frames * frame
+    file.seek(start + frames * frame)
+    if surplus > 1 and (surplus >= frame or any(file.read(surplus))):
+        raise study_error(
+            f"the pixel data of a run have {length} bytes, its header promises {frames} frames of {frame}; are frames "
+            "padded one by one, or is the header another's?"
+        )
 
 
 def _count_frames(file: BinaryIO, header: Dataset, length: int) -> int:
@@ -179,20 +229,15 @@ def open_run(path: Path) -> RunFile | None:
             vr, length = element
             place = file.tell()
             frames = frames or _count_frames(file, header, length)
+            if frames < 2:
+                return None
+            _check_pixels(header, frames)
+            file.seek(place)
+            _check_length(file, header, frames, length)
     except ReaderError:
         raise
     except Exception as error:  # a damaged header fails in many ways
         raise study_error(f"a DICOM file cannot be parsed ({type(error).__name__}); is it truncated?") from None
-    if frames < 2:
-        return None
-    check_size(frames, int(number(header, "Rows") or 0), int(number(header, "Columns") or 0))
-    if number(header, "SamplesPerPixel") not in (None, 1) or stated(header, "PhotometricInterpretation") not in _GRAY:
-        raise study_error(f"a run is in color, or does not say that it is gray; expected {' or '.join(_GRAY)}.")
-    allocated, stored, high = (int(number(header, name) or 0) for name in ("BitsAllocated", "BitsStored", "HighBit"))
-    if allocated not in (8, 16) or not 1 <= stored <= allocated or high >= stored:
-        raise study_error(
-            f"a run stores {stored} of {allocated} bits up to bit {high}; expected the lowest of 8 or of 16."
-        )
     return RunFile(path, header, frames, place, vr)
 
 

@@ -4,6 +4,7 @@ Frames are found and decoded one at a time, those that nobody asks for not at al
 the header agree on its size. `codecs` says what decodes them.
 """
 
+import io
 import itertools
 from collections.abc import Iterator
 from typing import Any, BinaryIO
@@ -13,12 +14,22 @@ from numpy.typing import NDArray
 from pydicom.encaps import encapsulate, generate_frames, get_frame
 from pydicom.pixels.decoders.base import Decoder, get_decoder
 from pydicom.pixels.utils import as_pixel_options
-from pydicom.uid import JPEG2000TransferSyntaxes, JPEGExtended12Bit, RLELossless
+from pydicom.uid import (
+    JPEG2000,
+    JPEG2000TransferSyntaxes,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLSNearLossless,
+    RLELossless,
+)
 
 from stence_dist.data.readers.images.codecs import advice, codec_of, gdcm_module
 from stence_dist.data.readers.images.codestream import check_runs, jpeg2000_size, jpeg2000_stream, jpeg_size
-from stence_dist.data.readers.images.dicom_file import RunFile, opened
+from stence_dist.data.readers.images.dicom_file import FRAGMENT, RunFile, opened
 from stence_dist.data.readers.record import ReaderError, study_error
+
+# Values beyond the stored bits are ringing there; a window cuts them off.
+_LOSSY = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless, JPEG2000)
 
 
 def _decoder(syntax: Any) -> tuple[Decoder, str]:
@@ -39,8 +50,28 @@ def _absent(syntax: Any) -> ReaderError:
     return study_error(f"no codec for transfer syntax {syntax} ({syntax.name}): {advice(syntax)}.")
 
 
+def _fragments(file: BinaryIO, place: int) -> list[tuple[int, int]]:
+    """First byte and length of each fragment, empty ones aside, to the end of all or whatever else stands there.
+
+    The item of offsets, the first, is none; many writers fill it wrongly, and some put zeros for the mark of the end.
+    """
+    found = []
+    file.seek(place)
+    while len(head := file.read(8)) == 8 and head.startswith(FRAGMENT):
+        length = int.from_bytes(head[4:], "little")
+        found.append((file.tell(), length))
+        file.seek(length, io.SEEK_CUR)
+    return [(start, length) for start, length in found[1:] if length]
+
+
 def _encoded_frames(file: BinaryIO, run: RunFile, indices: list[int] | None) -> Iterator[bytes]:
     """The frames of an encapsulated file as they are stored, by number, or all."""
+    fragments = _fragments(file, run.place)
+    if len(fragments) == run.frames:  # as nearly all files have them; no table of offsets is needed
+        for start, length in fragments if indices is None else map(fragments.__getitem__, indices):
+            file.seek(start)
+            yield file.read(length)
+        return
     tables = [run.header.get(name) for name in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")]
     offsets = (tables[0], tables[1]) if all(tables) else None
     file.seek(run.place)
@@ -62,16 +93,27 @@ def _decode_frame(encoded: bytes, run: RunFile, decoder: Decoder, codec: str) ->
         if syntax in JPEG2000TransferSyntaxes:
             encoded = jpeg2000_stream(encoded)
         size = jpeg2000_size(encoded) if syntax in JPEG2000TransferSyntaxes else jpeg_size(encoded)
-        if (size.rows, size.columns, size.components) != (rows, columns, 1) or size.precision > 16:
+        # A header of more bits than 8-bit JPEG has is that of the frames before they were made so, as is its window.
+        too_few = syntax in (JPEGBaseline8Bit, JPEGExtended12Bit) and size.precision < min(options["bits_stored"], 9)
+        fits = (size.rows, size.columns, size.components) == (rows, columns, 1)
+        if not fits or size.precision > options["bits_allocated"] or too_few:
             raise study_error(
                 f"a frame is encoded as {size.rows} x {size.columns} pixels of {size.components} components and "
-                f"{size.precision} bits; the header states {rows} x {columns} gray pixels."
+                f"{size.precision} bits; the header states {rows} x {columns} gray pixels of {options['bits_stored']} "
+                f"in {options['bits_allocated']} bits."
             )
         if syntax == JPEGExtended12Bit and size.precision > 8:
             return _decode_extended(encoded, options, syntax)
         options["bits_allocated"] = 8 if size.precision <= 8 else 16
         options["bits_stored"] = min(options["bits_stored"], options["bits_allocated"])
-    return decoder.as_array(encapsulate([encoded]), index=0, raw=True, decoding_plugin=codec, **options)[0]
+    values = decoder.as_array(encapsulate([encoded]), index=0, raw=True, decoding_plugin=codec, **options)[0]
+    return values if syntax in _LOSSY else _stored_bits(values, options["bits_stored"])
+
+
+def _stored_bits(values: NDArray[Any], bits: int) -> NDArray[Any]:
+    """values without what some machines keep above the stored bits, overlays say; the sign is of the highest stored."""
+    unused = 8 * values.dtype.itemsize - bits
+    return values << unused >> unused
 
 
 def _decode_extended(encoded: bytes, options: dict[str, Any], syntax: Any) -> NDArray[Any]:

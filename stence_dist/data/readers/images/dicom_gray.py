@@ -27,20 +27,26 @@ def _stored_range(header: Dataset) -> tuple[float, float]:
     return -shift, 2.0**bits - 1 - shift
 
 
-def _looked_up(values: NDArray[Any], table: Dataset, little_endian: bool) -> tuple[NDArray[Any], float]:
-    """values through one item of a VOI LUT Sequence, and what is white among them (PS3.3 C.11.2.1.1).
+def _looked_up(values: NDArray[Any], lowest: float, table: Dataset, little_endian: bool) -> tuple[NDArray[Any], float]:
+    """values, `lowest` or more, through one item of a VOI LUT Sequence, and what is white (PS3.3 C.11.2.1.1).
 
     The bits per entry that files state are often those of the stored word (16 for entries up to 4095), or too few. So
-    white is the largest value of the bits that the largest entry takes, and of 8 or more.
+    white is the largest value of the bits that the largest entry takes, and of 8 or more. The first value that a table
+    maps is as signed as the values are, whatever representation it is stored in.
     """
     count, first, bits = (int(entry) for entry in table.LUTDescriptor)
-    count = count or 65536
+    count = count % 65536 or 65536
+    if lowest >= 0:
+        first %= 65536
+    elif first >= 32768:
+        first -= 65536
     if not 8 <= bits <= 16:
         raise ValueError("unusual depth")
     data = table.LUTData
     if isinstance(data, bytes):
         wide = "<u2" if little_endian else ">u2"
-        entries = np.frombuffer(data, dtype=np.uint8 if len(data) < 2 * count else wide)
+        packed = bits == 8 and len(data) in (count, count + 1)
+        entries = np.frombuffer(data, dtype=np.uint8 if packed else wide)
     else:
         entries = np.asarray(data, dtype=np.int64)
     if len(entries) < count:
@@ -63,8 +69,8 @@ def to_gray(frame: NDArray[Any], header: Dataset, place: int) -> NDArray[np.floa
         values = frame.astype(np.float32) * np.float32(slope) + np.float32(intercept)
         low, high = sorted((low * slope + intercept, high * slope + intercept))
     tables = stated(header, "VOILUTSequence", place)
-    if tables:
-        looked_up, top = _looked_up(values, tables[0], header.original_encoding[1] is not False)
+    if tables and tables[0].get("LUTDescriptor") and tables[0].get("LUTData"):  # some leave an empty one
+        looked_up, top = _looked_up(values, low, tables[0], header.original_encoding[1] is not False)
         return to_bytes(looked_up, 0.0, top, inverted=inverted)
     center, width = (number(header, name, place) for name in ("WindowCenter", "WindowWidth"))
     function = str(stated(header, "VOILUTFunction", place) or "LINEAR").upper()

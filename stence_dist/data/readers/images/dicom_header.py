@@ -10,11 +10,13 @@ from pydicom.multival import MultiValue
 # Malformed values are common, and refused where they matter; pydicom need not look for them.
 pydicom_settings.settings.reading_validation_mode = pydicom_settings.IGNORE
 
+_SAME_ANGLE = 0.1  # degrees
+
 
 def _in_groups(groups: Any, name: str) -> Any:
     """The element `name` of one item of functional groups: it stands in the single item of one of its sequences."""
     for element in groups:
-        if element.VR == "SQ" and element.value and name in element.value[0]:
+        if element.VR == "SQ" and not element.tag.is_private and element.value and name in element.value[0]:
             return element.value[0][name].value
     return None
 
@@ -58,16 +60,18 @@ def _angle(header: Dataset, name: str, frame: int, frames: int) -> float:
     base = number(header, name, frame)
     if base is None:
         return math.nan
-    if "PerFrameFunctionalGroupsSequence" in header:  # of enhanced objects, where each frame states its own angle
-        return base
-    return base + _turned(header, f"{name}Increment", frame, frames)
+    # In enhanced objects each frame states its own angle.
+    moves = "PerFrameFunctionalGroupsSequence" not in header and stated(header, "PositionerMotion") != "STATIC"
+    angle = base + _turned(header, f"{name}Increment", base, frame, frames) if moves else base
+    return angle if abs(angle) <= 180 else math.nan  # 9999, say, for unknown
 
 
-def _turned(header: Dataset, name: str, frame: int, frames: int) -> float:
+def _turned(header: Dataset, name: str, base: float, frame: int, frames: int) -> float:
     """Degrees by which a moving positioner is off its stated angle at a frame; 0 where nothing is said of it.
 
-    One value is the average from frame to frame; else each frame has its own (PS3.3 C.8.7.5.1.3). NaN for any other
-    count, and for values that are no numbers.
+    One value is the average from frame to frame; else each frame has its own (PS3.3 C.8.7.5.1.3), which counts from
+    the stated angle, but in the rotations of some vendors is the frame's angle itself: the first is the stated one
+    then, in place of 0. NaN for any other count, and for values that are no numbers.
     """
     try:
         value = header[name].value if name in header else None
@@ -78,4 +82,7 @@ def _turned(header: Dataset, name: str, frame: int, frames: int) -> float:
         return math.nan
     if not all(map(math.isfinite, values)) or len(values) not in (1, frames):
         return math.nan
-    return values[frame] if len(values) == frames else frame * values[0]
+    if len(values) != frames:
+        return frame * values[0]
+    is_absolute = base != 0 and abs(values[0] - base) <= _SAME_ANGLE
+    return values[frame] - base if is_absolute else values[frame]

@@ -34,16 +34,16 @@ def _frame_time(header: Dataset, frames: int) -> float | None:
     time, rate = number(header, "FrameTime"), number(header, "CineRate")
     steps = stated(header, "FrameTimeVector")
     try:
-        if time is None and steps:
+        if not time and steps:
             time = float(np.median([float(step) for step in steps[1:]]))  # the first is 0
-        elif time is None and rate:
+        if not time and rate:
             time = 1000.0 / rate
-        elif time is None:
+        if not time:
             first, last = (DT(stated(header, "FrameReferenceDateTime", place)) for place in (0, frames - 1))
             time = 1000.0 * (last - first).total_seconds() / (frames - 1)
     except (TypeError, ValueError, AttributeError):
         return None
-    return time if math.isfinite(time) else None
+    return time if math.isfinite(time) and time > 0 else None
 
 
 def _spacing(header: Dataset) -> list[float] | None:
@@ -52,7 +52,7 @@ def _spacing(header: Dataset) -> list[float] | None:
         values = [float(value) for value in stated(header, "ImagerPixelSpacing") or ()]
     except (TypeError, ValueError):
         return None
-    return values if len(values) == 2 and all(map(math.isfinite, values)) else None
+    return values if len(values) == 2 and all(math.isfinite(value) and value > 0 for value in values) else None
 
 
 def _run(file: RunFile) -> Run:

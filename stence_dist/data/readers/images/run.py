@@ -82,7 +82,8 @@ def to_view(run: Run, note: ViewNote | None, settings: FrameSettings) -> View:
     """The stored view of a run: its key frame and those around it; angles from views.csv, else from the file.
 
     A run of a single frame gives that frame as often as frames are wanted, as every run does beyond its ends. Only a
-    view whose key frame is almost all black or all white has `saturated` in its meta: its window does not fit, say.
+    view whose key frame is almost all black, white or of one gray has `saturated` in its meta: its window does not fit,
+    say.
     """
     key_frame, source = known_key_frame(run, note) or (
         contrast_frame(_prepared(run, None, settings, _SEARCH_SIZE)),
