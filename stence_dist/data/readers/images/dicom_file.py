@@ -178,7 +178,7 @@ def _check_length(file: BinaryIO, header: Dataset, frames: int, length: int) -> 
         return  # whoever decodes the frames says so
     start = file.tell()
     is_encapsulated = file.read(4) == FRAGMENT
-    if syntax.is_encapsulated != (length == _UNDEFINED and is_encapsulated):
+    if syntax.is_encapsulated != is_encapsulated:
         raise study_error(
             "the pixel data of a run are not stored as its transfer syntax says: fragments of encoded frames where "
             "it has none, or none where it has; the header was changed and the pixels were not, or vice versa."

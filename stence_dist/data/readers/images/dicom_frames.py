@@ -50,14 +50,15 @@ def _absent(syntax: Any) -> ReaderError:
     return study_error(f"no codec for transfer syntax {syntax} ({syntax.name}): {advice(syntax)}.")
 
 
-def _fragments(file: BinaryIO, place: int) -> list[tuple[int, int]]:
+def _fragments(file: BinaryIO, run: RunFile) -> list[tuple[int, int]]:
     """First byte and length of each fragment, empty ones aside, to the end of all or whatever else stands there.
 
     The item of offsets, the first, is none; many writers fill it wrongly, and some put zeros for the mark of the end.
+    Many more items than frames are not all looked at.
     """
-    found = []
-    file.seek(place)
-    while len(head := file.read(8)) == 8 and head.startswith(FRAGMENT):
+    found: list[tuple[int, int]] = []
+    file.seek(run.place)
+    while len(found) <= 2 * run.frames + 2 and len(head := file.read(8)) == 8 and head.startswith(FRAGMENT):
         length = int.from_bytes(head[4:], "little")
         found.append((file.tell(), length))
         file.seek(length, io.SEEK_CUR)
@@ -66,7 +67,7 @@ def _fragments(file: BinaryIO, place: int) -> list[tuple[int, int]]:
 
 def _encoded_frames(file: BinaryIO, run: RunFile, indices: list[int] | None) -> Iterator[bytes]:
     """The frames of an encapsulated file as they are stored, by number, or all."""
-    fragments = _fragments(file, run.place)
+    fragments = _fragments(file, run)
     if len(fragments) == run.frames:  # as nearly all files have them; no table of offsets is needed
         for start, length in fragments if indices is None else map(fragments.__getitem__, indices):
             file.seek(start)
