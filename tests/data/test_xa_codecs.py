@@ -500,6 +500,17 @@ def test_frames_of_another_depth_than_the_header_are_refused(tmp_path: Path, mak
     assert "8 bits; the header states 32 x 32 gray pixels of 12 in 16 bits" in refused(tmp_path)
 
 
+@pytest.mark.parametrize("frames", [2, 0])
+def test_fragments_without_end_are_refused(tmp_path: Path, make_run: Write, frames: int) -> None:
+    """16 MB of two million empty fragments, the number of frames stated or not."""
+    write_band(make_run, tmp_path / "a.dcm", 8)
+    restored(tmp_path / "a.dcm", f"{JPEG}50", [b"\0" * 8], NumberOfFrames=frames)
+    dataset = pydicom.dcmread(tmp_path / "a.dcm")
+    dataset.PixelData = b"\xfe\xff\0\xe0\0\0\0\0" * 2_000_000
+    dataset.save_as(tmp_path / "a.dcm", enforce_file_format=False)
+    assert "cannot be" in refused(tmp_path)
+
+
 def test_files_that_do_not_state_the_number_of_frames(tmp_path: Path, make_run: Write) -> None:
     """Their pixel data tell: by length, by the offset table, by the frames' first bytes, by RLE's fragments."""
     path = tmp_path / "a.dcm"

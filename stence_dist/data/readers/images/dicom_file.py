@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import pydicom
 from pydicom.dataset import Dataset
-from pydicom.encaps import parse_basic_offsets, parse_fragments
+from pydicom.encaps import parse_basic_offsets
 from pydicom.filereader import read_file_meta_info, read_partial
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, RLELossless
 
@@ -60,7 +60,8 @@ _TAGS = [
     "ExtendedOffsetTableLengths",
 ]
 _PIXEL_DATA = (0x7FE0, 0x0010)
-FRAGMENT = b"\xfe\xff\x00\xe0"  # with which encapsulated pixel data begin
+_FRAGMENT = b"\xfe\xff\x00\xe0"  # with which encapsulated pixel data begin
+_MOST_FRAGMENTS = 200_000
 _ICON = 0x0088_0200
 _UNDEFINED = 0xFFFF_FFFF  # length of a sequence that ends with the element below
 _SEQUENCE_END = b"\xfe\xff\xdd\xe0\0\0\0\0"
@@ -177,7 +178,7 @@ def _check_length(file: BinaryIO, header: Dataset, frames: int, length: int) -> 
     if not syntax or not syntax.is_transfer_syntax:
         return  # whoever decodes the frames says so
     start = file.tell()
-    is_encapsulated = file.read(4) == FRAGMENT
+    is_encapsulated = file.read(4) == _FRAGMENT
     if syntax.is_encapsulated != is_encapsulated:
         raise study_error(
             "the pixel data of a run are not stored as its transfer syntax says: fragments of encoded frames where "
@@ -195,8 +196,26 @@ def _check_length(file: BinaryIO, header: Dataset, frames: int, length: int) -> 
         )
 
 
+def fragments(file: BinaryIO, place: int) -> list[tuple[int, int]]:
+    """First byte and length of each fragment of the encapsulated pixel data at `place`, empty ones aside.
+
+    The item of offsets, the first, is none; many writers fill it wrongly, and some put zeros for the mark of the end.
+    Raises ValueError for more than any run has.
+    """
+    found: list[tuple[int, int]] = []
+    file.seek(place)
+    while len(head := file.read(8)) == 8 and head.startswith(_FRAGMENT):
+        length = int.from_bytes(head[4:], "little")
+        found.append((file.tell(), length))
+        file.seek(length, io.SEEK_CUR)
+        if len(found) > _MOST_FRAGMENTS:
+            raise ValueError("too many fragments")
+    return [(start, length) for start, length in found[1:] if length]
+
+
 def _count_frames(file: BinaryIO, header: Dataset, length: int) -> int:
     """The frames that the pixel data hold, where the header does not say: the file stands at their first byte."""
+    place = file.tell()
     syntax = header.file_meta.TransferSyntaxUID
     if not syntax.is_encapsulated:
         return int(length // (header.Rows * header.Columns * header.BitsAllocated // 8))
@@ -204,8 +223,8 @@ def _count_frames(file: BinaryIO, header: Dataset, length: int) -> int:
     if offsets:
         return len(offsets)
     starts = 0
-    for place in parse_fragments(file)[1]:
-        file.seek(place + 8)
+    for start, _ in fragments(file, place):
+        file.seek(start)
         starts += syntax == RLELossless or file.read(2) in (b"\xff\xd8", b"\xff\x4f")
     return starts
 

@@ -4,7 +4,6 @@ Frames are found and decoded one at a time, those that nobody asks for not at al
 the header agree on its size. `codecs` says what decodes them.
 """
 
-import io
 import itertools
 from collections.abc import Iterator
 from typing import Any, BinaryIO
@@ -25,7 +24,7 @@ from pydicom.uid import (
 
 from stence_dist.data.readers.images.codecs import advice, codec_of, gdcm_module
 from stence_dist.data.readers.images.codestream import check_runs, jpeg2000_size, jpeg2000_stream, jpeg_size
-from stence_dist.data.readers.images.dicom_file import FRAGMENT, RunFile, opened
+from stence_dist.data.readers.images.dicom_file import RunFile, fragments, opened
 from stence_dist.data.readers.record import ReaderError, study_error
 
 # Values beyond the stored bits are ringing there; a window cuts them off.
@@ -50,26 +49,11 @@ def _absent(syntax: Any) -> ReaderError:
     return study_error(f"no codec for transfer syntax {syntax} ({syntax.name}): {advice(syntax)}.")
 
 
-def _fragments(file: BinaryIO, run: RunFile) -> list[tuple[int, int]]:
-    """First byte and length of each fragment, empty ones aside, to the end of all or whatever else stands there.
-
-    The item of offsets, the first, is none; many writers fill it wrongly, and some put zeros for the mark of the end.
-    Many more items than frames are not all looked at.
-    """
-    found: list[tuple[int, int]] = []
-    file.seek(run.place)
-    while len(found) <= 2 * run.frames + 2 and len(head := file.read(8)) == 8 and head.startswith(FRAGMENT):
-        length = int.from_bytes(head[4:], "little")
-        found.append((file.tell(), length))
-        file.seek(length, io.SEEK_CUR)
-    return [(start, length) for start, length in found[1:] if length]
-
-
 def _encoded_frames(file: BinaryIO, run: RunFile, indices: list[int] | None) -> Iterator[bytes]:
     """The frames of an encapsulated file as they are stored, by number, or all."""
-    fragments = _fragments(file, run)
-    if len(fragments) == run.frames:  # as nearly all files have them; no table of offsets is needed
-        for start, length in fragments if indices is None else map(fragments.__getitem__, indices):
+    found = fragments(file, run.place)
+    if len(found) == run.frames:  # as nearly all files have them; no table of offsets is needed
+        for start, length in found if indices is None else map(found.__getitem__, indices):
             file.seek(start)
             yield file.read(length)
         return
@@ -77,8 +61,8 @@ def _encoded_frames(file: BinaryIO, run: RunFile, indices: list[int] | None) -> 
     offsets = (tables[0], tables[1]) if all(tables) else None
     file.seek(run.place)
     if indices is None:
-        found = generate_frames(file, number_of_frames=run.frames, extended_offsets=offsets)
-        yield from itertools.islice(found, run.frames)
+        frames = generate_frames(file, number_of_frames=run.frames, extended_offsets=offsets)
+        yield from itertools.islice(frames, run.frames)
     for index in indices or ():
         yield get_frame(file, index, number_of_frames=run.frames, extended_offsets=offsets)
 
