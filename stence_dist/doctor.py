@@ -110,6 +110,8 @@ def _devices() -> list[Finding]:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     findings = [Finding("devices", "CPU", "ok", f"{cores} cores, {memory / 2**30:.0f} GiB of memory")]
     threads = os.environ.get("OMP_NUM_THREADS")
+    half = "bf16 and fp32; fp16 is for GPUs"
+    findings.append(Finding("devices", "precision", "ok", f"on this CPU {half}"))
     told = f"OMP_NUM_THREADS={threads}" if threads else "OMP_NUM_THREADS is not set: ranks of a node share its cores"
     findings.append(Finding("devices", "threads", "ok", told))
     return [*findings, *_gpus()]

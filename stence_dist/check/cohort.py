@@ -35,6 +35,7 @@ from stence_dist.errors import DataError
 HINT = "Row 12 is the twelfth below the table's header."
 _SPLIT_SEED = 0  # the build's default; another seed gives other splits of the same shares
 _ANOTHER = "the ECG or the study is that of an earlier row, of another patient; rejected"
+_OUTER = "the study folder holds the studies of other patients; rejected"
 _FILES = ("ecg_path", "study_path", "patient_id")
 
 
@@ -45,7 +46,7 @@ def check_cohort(path: Path, config: CheckConfig) -> Result:
     rows, rejects = _rows(path, table, config, section)
     fields = identifiers.Fields()
     _look_at_names(path, table, config, fields)
-    _report_rejects(section, rejects, {row.row: row.patient_key for row in rows})
+    _report_rejects(section, rejects)
     chosen = limit_rows(rows, config.limit, _SPLIT_SEED)
     if len(chosen) < len(rows):
         section.add(NOTE, f"limit={config.limit}: the files of {len(chosen)} rows were looked at, drawn by split")
@@ -53,7 +54,8 @@ def check_cohort(path: Path, config: CheckConfig) -> Result:
     lost = _look_at_files(path.parent, chosen, recordings, views, config.workers)
     without = [row for row in chosen if row.row not in lost]
     if len(chosen) == len(rows) and all(row.split for row in rows):
-        _report_empty_splits(section, without, len(rejects) + len(lost))
+        fields_of = Counter(reject.field for reject in rejects)
+        _report_empty_splits(section, without, {**fields_of, "unusable files": len(lost)})
     section.tables = [_split_table(rows, lost), _column_table(table, rows)]
     labels = label_section(_labelled(rows), config.targets)
     sections = [section, recordings.section(), views.section(), labels, fields.section()]
@@ -91,7 +93,8 @@ def _rows(
         section.add(NOTE, "fields of the rows are not checked before the splits are right")
         return [row for row in rows if row.ecg_path], []
     try:
-        check_splits_filled(Counter(row.split for row in cohort.rows), len(cohort.rejects))
+        fields = Counter(reject.field for reject in cohort.rejects)
+        check_splits_filled(Counter(row.split for row in cohort.rows), fields)
     except DataError as error:
         section.add(PROBLEM, str(error))
     if cohort.split_source == "drawn":
@@ -136,27 +139,28 @@ def _report_splits(section: Section, rows: Sequence[CohortRow]) -> None:
         section.add(PROBLEM, text, len(torn), torn)
 
 
-def _report_rejects(section: Section, rejects: Sequence[Reject], owners: Mapping[int, str]) -> None:
+def _report_rejects(section: Section, rejects: Sequence[Reject]) -> None:
     tally = Tally()
     for reject in rejects:
-        tally.add(_reject_reason(reject, owners), f"row {reject.row}")
+        tally.add(_reject_reason(reject), f"row {reject.row}")
     for reason, count in tally.ordered():
-        section.add(PROBLEM if reason == _ANOTHER else WARNING, reason, count, tally.places(reason))
+        section.add(PROBLEM if reason in (_ANOTHER, _OUTER) else WARNING, reason, count, tally.places(reason))
 
 
-def _reject_reason(reject: Reject, owners: Mapping[int, str]) -> str:
-    """Why rows are rejected, without what stands in them. `owners`: patient keys by row."""
-    earlier = re.match(r"(?:duplicate of|the ECG of|the study of) row (\d+)", reject.reason)
-    if earlier and owners.get(int(earlier[1])) != reject.patient_key:
+def _reject_reason(reject: Reject) -> str:
+    """Why rows are rejected, without what stands in them."""
+    if re.match(r"the (ECG|study) of row \d+", reject.reason):
         return _ANOTHER
-    if earlier:
+    if reject.reason.startswith("a folder that holds the study of row"):
+        return _OUTER
+    if reject.reason.startswith("duplicate of row"):
         return "ECG and study are those of an earlier row; rejected"
     if reject.field in _FILES:
         return f"{reject.reason.rstrip('.')}; rejected"
     return f"{reject.field} holds what the column does not take; rejected (a build's rejects.csv has each reason)"
 
 
-def _report_empty_splits(section: Section, rows: Sequence[CohortRow], lost: int) -> None:
+def _report_empty_splits(section: Section, rows: Sequence[CohortRow], lost: Mapping[str, int]) -> None:
     if any(finding.level == PROBLEM for finding in section.findings):
         return
     try:

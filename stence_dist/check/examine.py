@@ -11,6 +11,7 @@ from stence_dist.check.folder import check_file, check_folder, is_recording
 from stence_dist.check.shard_set import check_shards
 from stence_dist.config.check import CheckConfig
 from stence_dist.data.index import INDEX
+from stence_dist.data.shard_writer import UNFINISHED
 from stence_dist.errors import CheckFailedError, DataError
 from stence_dist.files import refuse_pipe
 
@@ -53,10 +54,19 @@ def examine(path: Path, config: CheckConfig) -> Result:
 
 
 def _examine(path: Path, config: CheckConfig) -> Result:
+    if not config.path:
+        raise DataError("path= is empty. Give a recording, a folder, a cohort table or a shard set.")
+    if not (path / INDEX).exists() and ((path / UNFINISHED).is_dir() or (path / "train-000000.npy").exists()):
+        raise DataError(
+            f"path={path} is a shard set without its index: its build was interrupted, or the index was removed. "
+            "Give the build its command again, and look at the set then."
+        )
     if path.is_dir():
         return check_shards(path, config) if (path / INDEX).is_file() else check_folder(path, config)
     if path.is_file() and _is_cohort(path, config):
         return check_cohort(path, config)
+    if path.exists() and not path.is_file():
+        raise DataError(f"path={path} is neither a file nor a folder, but a pipe or a device.")
     if path.exists() or is_recording(path):
         return check_file(path, config)
     raise DataError(f"path={path} does not exist. Give a recording, a folder, a cohort table or a shard set.")

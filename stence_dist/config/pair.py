@@ -11,7 +11,10 @@ class PairConfig:
     """Join a table of ECGs and a table of studies, by patient and date, into a cohort table."""
 
     ecg: str = key("table of ECGs, CSV or Parquet: patient_id, date, ecg_path and whatever else is known")
-    studies: str = key("table of studies: patient_id, date, study_path, seg_1 ... seg_16 and whatever else is known")
+    studies: str = key(
+        "table of studies: patient_id, date, study_path, seg_1 ... seg_16 and whatever else is known; of a column that "
+        "both have, the ECGs' is kept, but of seg_* the studies'"
+    )
     window_days: float = key("largest distance between ECG and study, days")
     out: str = key("where to write the cohort table; beside it OUT.left_out.csv says what fell out and why")
     policy: str = key(

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from stence_dist.config.build import ColumnsConfig
-from stence_dist.data.cohort_table import LABEL_COLUMN, SEGMENT_COLUMNS, read_table
+from stence_dist.data.cohort_table import LABEL_COLUMN, SEGMENT_COLUMNS, UNKNOWN, read_table
 from stence_dist.data.index import SPLITS
 from stence_dist.errors import DataError
 from stence_dist.files import write_text
@@ -34,7 +34,6 @@ _RANGES = {
 _FLAG_COLUMNS = ("acute", "prior_revascularization", "after_procedure")
 _FLAGS = {"0": 0, "false": 0, "no": 0, "0.0": 0, "1": 1, "true": 1, "yes": 1, "1.0": 1}
 _SEXES = {"": None, "M": "M", "MALE": "M", "F": "F", "FEMALE": "F"}
-_UNKNOWN = ("", "nan", "na", "null", "none")
 _LONGEST_TEXT = 64
 
 
@@ -122,7 +121,7 @@ class _FieldError(Exception):
 
 def _number(values: Mapping[str, str], field: str, low: float, high: float) -> float | None:
     text = values.get(field, "")
-    if text.casefold() in _UNKNOWN:
+    if text.casefold() in UNKNOWN:
         return None
     try:
         number = float(text)
@@ -137,8 +136,8 @@ def _number(values: Mapping[str, str], field: str, low: float, high: float) -> f
 
 def _check_row(number: int, values: Mapping[str, str], key: str) -> CohortRow:
     """One row with its fields checked. Raises _FieldError at the first bad one."""
-    if not values["patient_id"]:
-        raise _FieldError("patient_id", "patient_id is empty; splits by patient need it.")
+    if values["patient_id"].casefold() in UNKNOWN:  # nan, NULL: all such rows would be one patient
+        raise _FieldError("patient_id", "patient_id is empty, or a word for it; splits by patient need it.")
     for field in ("ecg_path", "study_path"):
         if "pipe:" in values[field] or "\0" in values[field]:
             raise _FieldError(field, f"{field} holds 'pipe:'; expected a local path.")
@@ -152,7 +151,7 @@ def _check_row(number: int, values: Mapping[str, str], key: str) -> CohortRow:
     columns["sex"] = _SEXES[sex]
     for field in (*_FLAG_COLUMNS, *(name for name in values if LABEL_COLUMN.fullmatch(name))):
         text = values.get(field, "").casefold()
-        if text not in _UNKNOWN and text not in _FLAGS:
+        if text not in UNKNOWN and text not in _FLAGS:
             raise _FieldError(field, f"{field} is neither 0 nor 1; expected one of them, or empty.")
         columns[field] = _FLAGS.get(text)
     for field in ("site", "device"):
@@ -232,6 +231,20 @@ def same_file(path: str) -> str:
     return os.path.normpath(path).removesuffix(".hea") if path else ""
 
 
+def _nested_studies(table: Sequence[Mapping[str, str]], secret: bytes) -> dict[str, dict[str, int]]:
+    """Study folder -> whose studies the table has inside it: patient key -> row."""
+    stated = {same_file(values["study_path"]) for values in table} - {""}
+    found: dict[str, dict[str, int]] = defaultdict(dict)
+    for number, values in enumerate(table, start=1):
+        place = same_file(values["study_path"])
+        outer = os.path.dirname(place)
+        while outer and outer != place:
+            if outer in stated:
+                found[outer].setdefault(patient_key(secret, values["patient_id"]), number)
+            place, outer = outer, os.path.dirname(outer)
+    return found
+
+
 def read_cohort(path: Path, columns: ColumnsConfig, secret: bytes, seed: int) -> Cohort:
     """The table's good rows with patient keys and splits, and the rejected ones.
 
@@ -246,19 +259,23 @@ def read_cohort(path: Path, columns: ColumnsConfig, secret: bytes, seed: int) ->
     rejects: list[Reject] = []
     ids: dict[str, str] = {}
     first: dict[tuple[str, str], int] = {}
+    inside = _nested_studies(table, secret)
     owners: dict[str, dict[str, tuple[str, int]]] = {"ECG": {}, "study": {}}  # what -> its path -> patient key, row
     for number, values in enumerate(table, start=1):
         key = patient_key(secret, values["patient_id"]) if values["patient_id"] else ""
         try:
             row = _check_row(number, values, key)
             recording = (same_file(row.ecg_path), same_file(row.study_path))
-            if recording in first:
-                raise _FieldError("ecg_path", f"duplicate of row {first[recording]} (same ecg_path and study_path).")
             for (what, mine), place in zip(owners.items(), recording, strict=True):
                 owner = mine.get(place, (key, number))
                 if place and owner[0] != key:
                     field = f"{what.lower()}_path"
                     raise _FieldError(field, f"the {what} of row {owner[1]}, which is another patient's.")
+            if recording in first:
+                raise _FieldError("ecg_path", f"duplicate of row {first[recording]} (same ecg_path and study_path).")
+            if inner := inside.get(recording[1], {}).keys() - {key}:
+                other = inside[recording[1]][min(inner)]
+                raise _FieldError("study_path", f"a folder that holds the study of row {other}, another patient's.")
         except _FieldError as error:
             place = values["study_path"] if error.field == "study_path" else values["ecg_path"]
             rejects.append(Reject(number, key, error.field, str(error), place))
@@ -281,13 +298,14 @@ def read_cohort(path: Path, columns: ColumnsConfig, secret: bytes, seed: int) ->
     return Cohort(path.parent, rows, rejects, "column" if given else "drawn")
 
 
-def check_splits_filled(counts: Mapping[str, int], rejected: int) -> None:
-    """Raise DataError where a split has no row at all."""
+def check_splits_filled(counts: Mapping[str, int], rejected: Mapping[str, int]) -> None:
+    """Raise DataError where a split has no row at all. rejected: how many rows by field."""
     empty = [split for split in SPLITS if not counts.get(split)]
     if empty:
         found = ", ".join(f"{split} {counts.get(split, 0)}" for split in SPLITS)
+        why = ", ".join(f"{count} for {field}" for field, count in rejected.items() if count)
         raise DataError(
-            f"the split {' and '.join(empty)} has no row ({found}; {rejected} rows rejected). "
+            f"the split {' and '.join(empty)} has no row ({found}; rows rejected: {why or 'none'}). "
             "Use three patients or more and, where the table has a column split, all three of its values."
         )
 

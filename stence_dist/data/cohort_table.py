@@ -20,12 +20,34 @@ log = logging.getLogger("stence_dist")
 REQUIRED = ("patient_id", "ecg_path", "study_path")
 EXPECTED = ("days_between", "age", "sex", "site")  # a table without one is warned about
 OPTIONAL = ("split", *CONFOUNDERS)
+_LOOKS_KNOWN = re.compile(r"\s*(label|seg)_", re.IGNORECASE)
 LABEL_COLUMN = re.compile(r"label_[A-Za-z0-9_.-]{1,60}")  # 0 / 1 labels of any task; they keep their names
 SEGMENT_COLUMNS = tuple(f"seg_{segment}" for segment in SEGMENTS)
+# What programs write for a cell without a value, small letters.
+UNKNOWN = frozenset(("", "na", "n/a", "#n/a", "<na>", "nan", "nat", "null", "none", "-"))
 COLUMNS = (*REQUIRED, *EXPECTED, *OPTIONAL, *SEGMENT_COLUMNS)  # all that are known, by their own names
 
 
+def _refuse_other_formats(path: Path) -> None:
+    """Name what spreadsheet programs save besides CSV with commas: workbooks, UTF-16, other separators."""
+    with open(path, "rb") as file:
+        start = file.read(4096)
+    found = None
+    if start.startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0")):
+        found = "a workbook of a spreadsheet program"
+    elif start.startswith((b"\xff\xfe", b"\xfe\xff")):
+        found = "text in UTF-16"
+    else:
+        first = start.partition(b"\n")[0]
+        names = {b";": "semicolons", b"\t": "tabs", b"|": "bars"}
+        separators = [name for mark, name in names.items() if mark in first and b"," not in first]
+        found = f"a table with {separators[0]} between its columns" if separators else None
+    if found:
+        raise DataError(f"{path} is {found}. Save it as CSV (UTF-8, commas), or as Parquet.")
+
+
 def _read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
+    _refuse_other_formats(path)
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             lines = [line for line in csv.reader(file, strict=True) if line]
@@ -65,6 +87,10 @@ def found_columns(header: Sequence[str], known: Iterable[str]) -> str:
     return f"found {', '.join(header)}"
 
 
+def _is_known(name: str, stated: Iterable[str]) -> bool:
+    return name in stated or LABEL_COLUMN.fullmatch(name) is not None
+
+
 def _find_columns(path: Path, header: list[str], columns: ColumnsConfig) -> dict[str, int]:
     """Place in the header of every known column, and of every `label_*`, that is there. Raises DataError for one that
     is needed and is not.
@@ -84,6 +110,23 @@ def _find_columns(path: Path, header: list[str], columns: ColumnsConfig) -> dict
             f"{path} has no column {', '.join(absent)} ({found_columns(header, stated.values())}). "
             f"Add it, or name yours: columns.{absent[0]}=…  "
             "An empty study_path means ECG only, an empty segment unknown."
+        )
+    near = {
+        name: mine
+        for name in header
+        for mine in COLUMNS
+        if mine not in places and name.strip().casefold() == stated[mine].casefold()
+    }
+    if near:
+        name, mine = next(iter(near.items()))
+        raise DataError(
+            f"{path} has a column {name!r}, which is not read, and none {stated[mine]!r}. Rename it, or give "
+            f"columns.{mine}={name}; where it is something else, give it another name."
+        )
+    odd = [name for name in header if _LOOKS_KNOWN.match(name) and not _is_known(name, stated.values())]
+    if odd:
+        log.warning(
+            "columns not read, for their names: %s; labels are label_ and letters, digits, . _ -", ", ".join(odd)
         )
     unknown = [name for name in (*EXPECTED, "seg_1 ... seg_16") if name.split()[0] not in places]
     if unknown:
@@ -110,15 +153,15 @@ def read_lines(path: Path, key: str) -> tuple[list[str], list[list[str]]]:
 
 
 def without_na(cell: str) -> str:
-    """A cell's text; empty where it is `NA`, which R's write.csv puts for the unknown in a column of any type."""
+    """A cell's text; empty where it is what R, pandas, SQL or Excel write for the unknown: NA, nan, NULL, #N/A."""
     text = cell.strip()
-    return "" if text == "NA" else text
+    return "" if text.casefold() in UNKNOWN else text
 
 
 def read_table(path: Path, columns: ColumnsConfig) -> list[dict[str, str]]:
     """The table's rows as text by canonical column name; unknown columns are left out. Raises DataError.
 
-    `NA` is empty, but in the two columns that every row needs: there it may be a name.
+    `NA` and its like are empty, but in the two columns that every row needs, where a message is to say so.
     """
     header, lines = read_lines(path, "cohort")
     places = _find_columns(path, header, columns)

@@ -5,6 +5,7 @@ import io
 import logging
 import os
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from datetime import datetime, time
 from pathlib import Path
 
 from stence_dist.config.pair import PairConfig
-from stence_dist.data.cohort_table import COLUMNS, found_columns, read_lines, without_na
+from stence_dist.data.cohort_table import COLUMNS, SEGMENT_COLUMNS, found_columns, read_lines, without_na
 from stence_dist.errors import DataError
 from stence_dist.files import write_text
 
@@ -134,15 +135,26 @@ def days_between(ecg: _Entry, study: _Entry) -> float:
     return float((study.date.date() - ecg.date.date()).days)
 
 
+def _is_unclear(ecg: _Entry, study: _Entry, days: float) -> bool:
+    """Whether both are of one day and nobody knows which was first."""
+    return days == 0 and not (ecg.has_time and study.has_time)
+
+
 def _pairs(
     ecgs: list[_Entry], studies: list[_Entry], config: PairConfig, left_out: _LeftOut
 ) -> list[tuple[_Entry, _Entry]]:
     """The pairs of one patient. Under `nearest` and `before` a study and an ECG are in one pair at most.
 
-    Of two that are equally near, the ECG before the procedure wins, then the table's order.
+    Of two that are equally near, the ECG before the procedure wins, then the table's order. Under `before` an ECG of
+    the same day, of which nobody knows whether it was before, counts as a day away: one that was goes first.
     """
+
+    def distance(ecg: _Entry, study: _Entry, days: float) -> float:
+        unclear = config.policy == "before" and _is_unclear(ecg, study, days)
+        return 1.0 if unclear else abs(days)
+
     close = [
-        (abs(days), days < 0, ecg.row, study.row, ecg, study)
+        (distance(ecg, study, days), days < 0, ecg.row, study.row, ecg, study)
         for ecg in ecgs
         for study in studies
         if abs(days := days_between(ecg, study)) <= config.window_days and (config.policy != "before" or days >= 0)
@@ -177,23 +189,59 @@ def _moved(path: str, source: Path, out: Path) -> str:
 
 
 def _line(ecg: _Entry, study: _Entry | None, sources: tuple[Path, Path], out: Path) -> dict[str, str]:
-    """One row of the cohort table. A column that both tables have is the ECG's, or the study's where that is empty."""
+    """One row of the cohort table.
+
+    A column that both tables have is the ECG's, or the study's where that is empty; stenosis is the study's.
+    """
     line = {"patient_id": ecg.patient, "ecg_path": _moved(ecg.path, sources[0], out), "study_path": ""}
     line |= {name: value for name, value in ecg.values.items() if name not in _NOT_COPIED}
     if study is None:
         return line
     for name, value in study.values.items():
-        if name not in _NOT_COPIED and not line.get(name):
+        if name not in _NOT_COPIED and (not line.get(name) or (value and name in SEGMENT_COLUMNS)):
             line[name] = value
     days = days_between(ecg, study)
-    same_day = days == 0 and not (ecg.has_time and study.has_time)
+    same_day = _is_unclear(ecg, study, days)
     line |= {"study_path": _moved(study.path, sources[1], out), "days_between": f"{days:.6g}"}
     return line | {"after_procedure": "" if same_day else str(int(days < 0))}
 
 
 def _names(lines: Iterable[Mapping[str, str]]) -> list[str]:
+    """The columns of the cohort table. With one segment it has all, as a build wants them; empty = not reported."""
     first = ["patient_id", "ecg_path", "study_path", "days_between", "after_procedure"]
-    return list(dict.fromkeys([*first, *(name for line in lines for name in line)]))
+    found = dict.fromkeys(name for line in lines for name in line)
+    segments = SEGMENT_COLUMNS if found.keys() & set(SEGMENT_COLUMNS) else ()
+    return list(dict.fromkeys([*first, *found, *segments]))
+
+
+def _warn_of_contradictions(pairs: Iterable[tuple[_Entry, _Entry]]) -> None:
+    """Say for which columns the two tables differ, and how often: a wrong label, or a wrong person."""
+    differ: dict[str, list[int]] = defaultdict(list)
+    for ecg, study in pairs:
+        for name in ecg.values.keys() & study.values.keys() - set(_NOT_COPIED):
+            if "" not in (ecg.values[name], study.values[name]) and ecg.values[name] != study.values[name]:
+                differ[name].append(ecg.row)
+    for name, rows in sorted(differ.items()):
+        kept = "studies'" if name in SEGMENT_COLUMNS else "ECGs'"
+        some = ", ".join(map(str, sorted(rows)[:5])) + (", …" if len(rows) > 5 else "")
+        log.warning("%d pairs differ in column %s; the %s is kept (ECG row %s)", len(rows), name, kept, some)
+
+
+def _plain(patient: str) -> str:
+    """An identifier without what spreadsheets add or take: blanks, letters' size, `.0`, leading zeros."""
+    text = unicodedata.normalize("NFKC", patient).casefold().strip()
+    return re.sub(r"\.0+$", "", text).lstrip("0")
+
+
+def _warn_of_spellings(by_patient: Mapping[str, tuple[list[_Entry], list[_Entry]]]) -> None:
+    """Say how many patients of either table alone would meet if identifiers were written alike."""
+    alone = [{_plain(name) for name, sides in by_patient.items() if not sides[other]} for other in (1, 0)]
+    if more := len(alone[0] & alone[1]):
+        log.warning(
+            "%d patients would be in both tables but for how these write identifiers: leading zeros, .0, capital "
+            "letters, blanks; write them alike",
+            more,
+        )
 
 
 def _no_pair(config: PairConfig, usable: Mapping[str, int], reasons: Mapping[tuple[str, str], int], to: Path) -> str:
@@ -224,8 +272,11 @@ def pair(config: PairConfig) -> None:
     """
     out = Path(config.out).absolute()
     tables = Path(config.ecg).absolute(), Path(config.studies).absolute()
-    if out in tables:
-        raise DataError(f"out={out} is one of the tables to join. Choose another file.")
+    listed = out.with_name(f"{out.name}.left_out.csv")
+    if not config.out or out.is_dir() or out.suffix.lower() not in ("", ".csv", ".txt"):
+        raise DataError(f"out={config.out} cannot be the cohort table, which is CSV. Name a file, e.g. out=cohort.csv.")
+    if {out, listed} & set(tables):
+        raise DataError(f"out={out}, or {listed.name} beside it, is one of the tables to join. Choose another file.")
     left_out = _LeftOut()
     ecgs = _entries(tables[0], "ecg", config, config.ecg_date, "ecg_path", left_out)
     studies = _entries(tables[1], "studies", config, config.study_date, "study_path", left_out)
@@ -236,13 +287,15 @@ def pair(config: PairConfig) -> None:
         for entry in entries:
             by_patient[entry.patient][side].append(entry)
     pairs = [found for mine in by_patient.values() for found in _pairs(*mine, config, left_out)]
-    listed = out.with_name(f"{out.name}.left_out.csv")
+    _warn_of_spellings(by_patient)
     if not pairs:
         # The list is what shows why, so it is written although there is no cohort table beside it.
         write_text(listed, left_out.csv(), mode=0o600)
         reasons = left_out.log()
         usable = {"ecg": len(ecgs), "studies": len(studies)}
-        raise DataError(_no_pair(config, usable, reasons, listed))
+        earlier = f" {out} is of an earlier call." if out.exists() else ""
+        raise DataError(_no_pair(config, usable, reasons, listed) + earlier)
+    _warn_of_contradictions(pairs)
     folders = tables[0].parent, tables[1].parent
     lines = {ecg.row: _line(ecg, study, folders, out.parent) for ecg, study in pairs}
     alone = [ecg for ecg in ecgs if ecg.row not in lines] if config.keep_unpaired else []

@@ -507,6 +507,23 @@ def test_a_table_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
         CheckConfig("x", limit=2)
 
 
+def test_what_is_no_file_folder_or_set_is_refused(small_shards: Path, tmp_path: Path) -> None:
+    """Nothing, a pipe that nobody writes to, a set whose build was interrupted or whose index is gone."""
+    os.mkfifo(tmp_path / "pipe")
+    copy = shutil.copytree(small_shards, tmp_path / "set")
+    (copy / "index.json").unlink()
+    unfinished = tmp_path / "other"
+    (unfinished / ".build").mkdir(parents=True)
+    for path, message in (
+        ("", "path= is empty"),
+        (tmp_path / "pipe", "a pipe or a device"),
+        (copy, "a shard set without its index"),
+        (unfinished, "a shard set without its index"),
+    ):
+        with pytest.raises((DataError, ConfigError), match=message):
+            examine(Path(path), CheckConfig(path=str(path)))
+
+
 def test_exit_codes(faulty: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """1 where a build would stop or be wrong, 2 for a path that is not there, each with a word on stderr."""
     process = Forks([str(ROOT / "launch" / "check.py"), f"path={faulty}", "workers=1"], [os.environ])

@@ -215,7 +215,7 @@ def test_when_every_row_of_a_split_is_rejected(cohort_writer: Callable[..., Path
     cohort = cohort_writer(tmp_path / "cohort", pairs=0, ecg_only=3)
     mended = (cohort.parent / "ecg" / "r001.dat").read_bytes()
     (cohort.parent / "ecg" / "r001.dat").unlink()
-    with pytest.raises(DataError, match=r"the split \w+ has no row .*1 rows rejected"):
+    with pytest.raises(DataError, match=r"the split \w+ has no row .*rows rejected: 1 for ecg_path"):
         build(config(cohort, tmp_path / "set"))
     assert not (tmp_path / "set" / "index.json").exists()
     assert len(rejected(tmp_path / "set" / "rejects.csv")) == 1

@@ -226,18 +226,42 @@ def test_a_study_of_another_patient_is_rejected(tmp_path: Path) -> None:
     assert reject.reason == "the study of row 2, which is another patient's."
 
 
-def test_na_of_r_is_empty(tmp_path: Path) -> None:
-    """Text, numbers and splits alike; Na and nan stay names of sites, and a patient may have the initials NA."""
-    rows = patients(6, site="NA", sex="NA", device="NA", split="NA", age="NA", label_af="NA")
-    rows[0] |= {"patient_id": "NA", "study_path": "NA", "site": "Na", "seg_1": "NA"}
-    rows[1]["site"] = "nan"
+@pytest.mark.parametrize("nothing", ["NA", "nan", "NULL", "None", "#N/A", "NaT", "<NA>", "-"])
+def test_words_for_nothing_are_empty(tmp_path: Path, nothing: str) -> None:
+    """What R, pandas, SQL and Excel write, in text, numbers and splits alike; a patient of that name is none."""
+    unknown = dict.fromkeys(("site", "sex", "device", "split", "age", "label_af"), nothing)
+    rows = patients(6, **unknown)
+    rows[0] |= {"study_path": nothing, "seg_1": nothing}
+    rows[4]["patient_id"] = rows[5]["patient_id"] = nothing
     cohort = read(tmp_path, rows)
-    assert cohort.rejects == []
+    assert [(reject.row, reject.field) for reject in cohort.rejects] == [(5, "patient_id"), (6, "patient_id")]
     assert cohort.split_source == "drawn"
-    assert [row.columns["site"] for row in cohort.rows] == ["Na", "nan", None, None, None, None]
     first = cohort.rows[0]
-    assert (first.patient_key, first.study_path, first.segments[0]) == (patient_key(SECRET, "NA"), "", None)
-    assert {first.columns[name] for name in ("sex", "device", "age", "label_af")} == {None}
+    assert (first.study_path, first.segments[0]) == ("", None)
+    assert {first.columns[name] for name in ("site", "sex", "device", "age", "label_af")} == {None}
+
+
+def test_a_study_inside_another_patients_is_refused(tmp_path: Path) -> None:
+    """A folder of studies given for one of them; one patient's folders may lie in each other."""
+    rows = patients(6)
+    rows[0]["study_path"], rows[3]["study_path"] = "all", "all/2024/s3"
+    (reject,) = read(tmp_path, rows).rejects
+    assert (reject.row, reject.field) == (1, "study_path")
+    assert reject.reason == "a folder that holds the study of row 4, another patient's."
+    rows[3]["patient_id"] = rows[0]["patient_id"]
+    assert read(tmp_path, rows).rejects == []
+
+
+def test_columns_that_are_nearly_known_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Capital letters and blanks refuse a table: a split that is not read would be drawn. Other labels are told."""
+    for name in ("Split", " split", "SITE"):
+        known = name.strip().lower()
+        given = patients(6, split="train")
+        rows = [{name if field == known else field: text for field, text in row.items()} for row in given]
+        with pytest.raises(DataError, match=f"a column '{name}', which is not read"):
+            read(tmp_path, rows)
+    read(tmp_path, patients(6, Label_AF="1", seg_17="5"))
+    assert "columns not read, for their names: Label_AF, seg_17" in caplog.text
 
 
 @pytest.mark.parametrize(("text", "sex"), [("male", "M"), ("Female", "F"), ("m", "M"), ("F", "F")])
@@ -303,7 +327,11 @@ def test_columns_that_are_not_there(tmp_path: Path, caplog: pytest.LogCaptureFix
     [
         (b"", "is empty"),
         (b"a,b\n1,2,3\n", "row 1 has 3 fields, the header 2"),
-        (b"\xff\xfe,\n", "no CSV in UTF-8"),
+        (b"\xff\xfe,\n", "is text in UTF-16"),
+        (b"a,\xe9\n1,2\n", "no CSV in UTF-8"),
+        (b"PK\x03\x04", "is a workbook of a spreadsheet program"),
+        (b"sep=;\na;b\n", "with semicolons between its columns"),
+        (b"a\tb\n1\t2\n", "with tabs between its columns"),
         (",".join(["age", *FIELDS, *SEGMENTS]).encode() + b"\n", "columns 1 and 6 have one name"),
         (",".join([*FIELDS, *SEGMENTS]).encode() + b"\n", "a header and no row"),
         (b"PAR1garbage", "no readable Parquet file"),
@@ -361,9 +389,9 @@ def test_patient_keys(tmp_path: Path) -> None:
 
 def test_an_empty_split_is_named() -> None:
     """No row in val."""
-    with pytest.raises(DataError, match=r"the split val has no row \(train 5, val 0, test 2; 1 rows rejected\)"):
-        check_splits_filled({"train": 5, "test": 2}, 1)
-    check_splits_filled({"train": 1, "val": 1, "test": 1}, 0)
+    with pytest.raises(DataError, match=r"val has no row \(train 5, val 0, test 2; rows rejected: 1 for sex\)"):
+        check_splits_filled({"train": 5, "test": 2}, {"sex": 1})
+    check_splits_filled({"train": 1, "val": 1, "test": 1}, {})
 
 
 def test_limit_keeps_the_shares(tmp_path: Path) -> None:

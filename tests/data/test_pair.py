@@ -212,6 +212,45 @@ def test_an_ecg_before_wins_a_tie(tables: dict[str, str]) -> None:
         assert chosen(tables) == {"r09": ("s", "1", "0")}
 
 
+def test_an_ecg_known_to_be_before_goes_first(tmp_path: Path, tables: dict[str, str]) -> None:
+    """Under `before` one of the same day without a time may have been after; it counts as a day away."""
+    write_table(tmp_path / "cath" / "studies.csv", [{"patient_id": 1, "when": "2024-03-10T12:00", "study_path": "s"}])
+    for early, expected in (("2024-03-10T08:00", "b"), ("2024-03-08T12:00", "a")):
+        ecgs = [("a", "2024-03-10"), ("b", early)]
+        rows = [{"patient_id": 1, "date": date, "ecg_path": name} for name, date in ecgs]
+        write_table(tmp_path / "ecg" / "ecgs.csv", rows)
+        assert list(chosen(tables, policy="before")) == [expected]
+
+
+def test_tables_that_contradict_each_other(
+    tmp_path: Path, tables: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Stenosis is that of the study, other columns are the ECG's, and both are said; no segment is left out."""
+    mine, theirs = {"seg_6": "90", "age": "60", "site": ""}, {"seg_6": "10", "age": "66", "site": "x"}
+    ecg = {"patient_id": 1, "date": "2024-03-10", "ecg_path": "e", **mine}
+    write_table(tmp_path / "ecg" / "ecgs.csv", [ecg])
+    study = {"patient_id": 1, "when": "2024-03-10", "study_path": "s", **theirs}
+    write_table(tmp_path / "cath" / "studies.csv", [study])
+    pair(PairConfig(**tables, window_days=1))
+    (row,) = read_rows(Path(tables["out"]))
+    assert (row["seg_6"], row["age"], row["site"], row["seg_1"], row["seg_16"]) == ("10", "60", "x", "", "")
+    assert "1 pairs differ in column seg_6; the studies' is kept (ECG row 1)" in caplog.text
+    assert "1 pairs differ in column age; the ECGs' is kept (ECG row 1)" in caplog.text
+
+
+def test_patients_that_are_written_in_two_ways_are_counted(
+    tmp_path: Path, tables: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Leading zeros, the .0 of a column of floats, small letters; nothing is joined by guessing."""
+    ecgs, studies = ["007", "12", "A3", "9"], ["7", "12.0", "a3", "9"]
+    rows = [{"patient_id": name, "date": "2024-03-10", "ecg_path": f"e{name}"} for name in ecgs]
+    write_table(tmp_path / "ecg" / "ecgs.csv", rows)
+    rows = [{"patient_id": name, "when": "2024-03-10", "study_path": f"s{name}"} for name in studies]
+    write_table(tmp_path / "cath" / "studies.csv", rows)
+    assert list(chosen(tables)) == ["e9"]
+    assert "3 patients would be in both tables but for how these write identifiers" in caplog.text
+
+
 def test_a_second_column_of_patients_is_not_copied(tables: dict[str, str]) -> None:
     """patient_id=MRN: another column patient_id, or date, stays out, whatever it holds."""
     write_pair(
@@ -240,11 +279,12 @@ def test_nothing_pairs_and_the_list_says_why(tables: dict[str, str]) -> None:
     assert [row["reason"] for row in read_rows(listed)] == ["no study within 30 days", "no ECG within 30 days"]
 
 
-def test_na_of_r_is_empty(tables: dict[str, str]) -> None:
-    """Two unknown patients are no pair, a study NA is no folder, and what the ECG does not state is the study's."""
-    ecgs = [{"patient_id": p, "ecg_path": f"r{p}", "date": "2024-03-10", "site": "NA"} for p in ("NA", "1", "2")]
-    studies = [{"patient_id": p, "study_path": f"s{p}", "when": "2024-03-10", "site": "B"} for p in ("NA", "1", "2")]
-    studies[2]["study_path"] = "NA"
+@pytest.mark.parametrize("nothing", ["NA", "nan", "NULL", "#N/A"])
+def test_words_for_nothing_are_empty(tables: dict[str, str], nothing: str) -> None:
+    """Two unknown patients are no pair, such a study is no folder, and what the ECG does not state is the study's."""
+    ecgs = [{"patient_id": p, "ecg_path": f"r{p}", "date": "2024-03-10", "site": nothing} for p in (nothing, "1", "2")]
+    studies = [{"patient_id": p, "study_path": f"s{p}", "when": "2024-03-10", "site": "B"} for p in (nothing, "1", "2")]
+    studies[2]["study_path"] = nothing
     write_table(Path(tables["ecg"]), ecgs)
     write_table(Path(tables["studies"]), studies)
     assert chosen(tables) == {"r1": ("s1", "0", "")}
@@ -259,6 +299,15 @@ def test_refusals(tables: dict[str, str]) -> None:
         chosen(tables, ecg_date="day")
     with pytest.raises(DataError, match="one of the tables to join"):
         chosen(tables, out=tables["ecg"])
+    listed = Path(tables["out"] + ".left_out.csv")
+    listed.parent.mkdir()
+    listed.write_bytes(Path(tables["studies"]).read_bytes())
+    with pytest.raises(DataError, match="one of the tables to join"):
+        chosen(tables, studies=str(listed))
+    for out in ("", str(listed.parent), tables["out"].replace(".csv", ".xlsx")):
+        with pytest.raises(DataError, match="cannot be the cohort table, which is CSV"):
+            chosen(tables, out=out)
+    assert list(listed.parent.iterdir()) == [listed]
     with pytest.raises(ConfigError, match="policy=closest"):
         PairConfig(**tables, window_days=1, policy="closest")
 

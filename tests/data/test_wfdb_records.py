@@ -117,6 +117,15 @@ def test_a_matlab_file_of_another_kind_is_refused(tmp_path: Path, digital: NDArr
         read_wfdb(tmp_path / "r")
 
 
+def test_a_rate_that_is_none_is_refused(tmp_path: Path, digital: NDArray[np.int64]) -> None:
+    """The wfdb package takes -5 for its default of 250 Hz."""
+    path = write(tmp_path, digital)
+    header = path.with_suffix(".hea")
+    header.write_text(header.read_text().replace("r 12 500 ", "r 12 -5 "))
+    with pytest.raises(ReaderError, match="sampling rate is no number above 0"):
+        read_wfdb(path)
+
+
 @pytest.mark.parametrize(
     ("name", "lead"),
     [

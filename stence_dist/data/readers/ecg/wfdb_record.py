@@ -164,6 +164,10 @@ def _parse(header: Path) -> Any:
     """What the wfdb package makes of a header: a Record or a MultiRecord."""
     import wfdb
 
+    line = _text_lines(header)[:1]
+    if line and len(stated := line[0].split()) > 2 and not re.match(r"[\d.]", stated[2]):
+        # The package would read on with its default of 250 Hz.
+        raise ReaderError("the WFDB header's sampling rate is no number above 0; expected hertz.")
     try:
         return wfdb.rdheader(_name(header))
     except Exception as error:  # the parser fails on malformed text in many ways
