@@ -208,7 +208,7 @@ def _look_at_studies(folder: Path, rows: Sequence[CohortRow], views: Views, work
     )
     with tqdm(total=len(rows), unit="study", disable=None) as bar:
         for row, (files, _, reason) in zip(rows, looks, strict=True):
-            place = Place(f"row {row.row}", None)
+            place = Place(f"row {row.row}", None, row.patient_key)
             if row.study_path not in seen_before:
                 for path, view in files:
                     if view.reason is None:  # else the study's

@@ -1,5 +1,6 @@
 """Angiograms: runs, pictures, maps and stored features, by their headers alone. No pixel is decoded."""
 
+import hashlib
 import warnings
 from array import array
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ TOKENS = (FEATURES, TOKEN_MAPS)
 RUN, SINGLE, NO_RUN, UNSEEN = "run", "single frame", "other object", "not looked at"
 _KEY_SOURCES = (VIEWS_TABLE, "header", "only frame", "contrast")
 _SATURATED = "almost all black, white or of one gray in the middle of the key frame: does the window fit?"
+_COPIED = "runs with the identifier (SOP instance) of a run under another patient: are they copies?"
 _MOST_POINTS = 1500  # of the picture of angles
 
 
@@ -40,6 +42,7 @@ class ViewSeen:
     key_frame: str = "contrast"
     burned_in: str = ""
     saturated: bool = False  # only a stored view says so: headers do not
+    instance: bytes = b""  # digest of the run's own identifier
     fields: frozenset[str] = frozenset()
 
 
@@ -115,7 +118,13 @@ def _look_at_dicom(path: Path, note: ViewNote | None) -> ViewSeen:
         key_frame=source,
         burned_in=burned_in,
         fields=fields,
+        instance=_instance_of(header),
     )
+
+
+def _instance_of(header: Any) -> bytes:
+    stated = str(header.get("SOPInstanceUID") or "").strip()
+    return hashlib.blake2b(stated.encode(), digest_size=8).digest() if stated else b""
 
 
 def _searched(path: Path) -> tuple[Any, frozenset[str], str]:
@@ -223,6 +232,8 @@ class Views:
         self._keys = Tally()
         self._burned = Tally()
         self._saturated = Tally()
+        self._instances: dict[bytes, str] = {}  # of runs -> whose the first one is
+        self._copied = Tally()
         self._reasons = Tally()
         self._angles = (array("f"), array("f"))
         self._zero = 0
@@ -255,6 +266,10 @@ class Views:
                 tally.add(value, place.label)
         if seen.saturated:
             self._saturated.add(_SATURATED, place.label)
+        if seen.instance and place.patient:
+            owner = self._instances.setdefault(seen.instance, place.patient)
+            if owner != place.patient:
+                self._copied.add(_COPIED, place.label)
         self._directions.add(direction(seen.angles))
         if seen.angles is not None:
             for axis, angle in zip(self._angles, seen.angles, strict=True):
@@ -301,8 +316,9 @@ class Views:
             section.add(PROBLEM, text, count, self._absent.places(syntax))
         for what, count in self._reasons.ordered():
             section.add(WARNING, f"cannot be used: {what}", count, self._reasons.places(what))
-        for what, count in self._saturated.ordered():
-            section.add(WARNING, what, count, self._saturated.places(what))
+        for tally in (self._saturated, self._copied):
+            for what, count in tally.ordered():
+                section.add(WARNING, what, count, tally.places(what))
         unstated = self._burned.counts["not stated"]
         if unstated:
             text = (

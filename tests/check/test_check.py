@@ -280,6 +280,19 @@ def test_a_study_of_two_patients(tmp_path: Path) -> None:
     assert found(looked_at(cohort), PROBLEM, "another patient").places == ("row 5",)
 
 
+def test_a_run_of_two_patients(tmp_path: Path) -> None:
+    """A copy of another patient's run is told by its own identifier; one patient may have it twice."""
+    cohort = write_cohort(tmp_path, pairs=6, ecg_only=0)
+    runs = [tmp_path / "study" / name / "run0.dcm" for name in ("s000", "s004")]
+    for path in runs:
+        dataset = pydicom.dcmread(path)
+        dataset.SOPInstanceUID = "1.2.3.4"
+        dataset.save_as(path, enforce_file_format=False)
+    assert found(looked_at(cohort), WARNING, "are they copies?").places == ("row 5",)
+    edit(cohort, lambda rows: rows[4].update(patient_id=rows[0]["patient_id"]))
+    assert not [finding for finding in looked_at(cohort).of_level(WARNING) if "copies" in finding.text]
+
+
 def test_a_split_that_loses_all_its_rows(tmp_path: Path) -> None:
     """The only row of `val` cannot be read: a build would stop at the end."""
 
