@@ -19,11 +19,13 @@ from stence_dist.check.recordings import Place, Recordings, read_all
 from stence_dist.check.studies import TOKENS, Views, look_at_study
 from stence_dist.config.check import CheckConfig
 from stence_dist.data.cohort import (
+    PUBLIC_COLUMNS,
     CohortRow,
     Reject,
     check_splits_filled,
     limit_rows,
     patient_key,
+    public_names,
     read_cohort,
     read_key,
     same_file,
@@ -97,6 +99,11 @@ def _rows(
         check_splits_filled(Counter(row.split for row in cohort.rows), fields)
     except DataError as error:
         section.add(PROBLEM, str(error))
+    for column in PUBLIC_COLUMNS:
+        try:
+            public_names(cohort.rows, column)
+        except DataError as error:
+            section.add(PROBLEM, str(error))
     if cohort.split_source == "drawn":
         section.add(NOTE, "the table has no splits; patients are drawn 70/10/20, as a build with split_seed=0 does")
     return cohort.rows, cohort.rejects

@@ -19,11 +19,13 @@ from tqdm import tqdm
 
 from stence_dist.config.build import BuildConfig
 from stence_dist.data.cohort import (
+    PUBLIC_COLUMNS,
     Cohort,
     CohortRow,
     Reject,
     check_splits_filled,
     limit_rows,
+    public_names,
     read_cohort,
     read_key,
 )
@@ -85,9 +87,7 @@ def _build_locked(
     settings = FrameSettings(
         config.image_size, config.frames_per_view, config.frame_spacing, config.mask_top, config.mask_bottom
     )
-    sites, devices = (
-        tuple(sorted({row.columns[name] for row in rows if row.columns[name]})) for name in ("site", "device")
-    )
+    sites, devices = (public_names(rows, name) for name in PUBLIC_COLUMNS)
     views = _expected_views(cohort.folder, rows, settings)
     plan = BuildPlan(out, cohort.folder, settings, config.wfdb_scale, views, sites, devices, _kept_columns(rows))
     shards = _assign(rows, config.shard_size, config.split_seed)

@@ -35,6 +35,8 @@ _FLAG_COLUMNS = ("acute", "prior_revascularization", "after_procedure")
 _FLAGS = {"0": 0, "false": 0, "no": 0, "0.0": 0, "1": 1, "true": 1, "yes": 1, "1.0": 1}
 _SEXES = {"": None, "M": "M", "MALE": "M", "F": "F", "FEMALE": "F"}
 _LONGEST_TEXT = 64
+PUBLIC_COLUMNS = ("site", "device")
+_FEWEST_SUSPECTS = 20  # different sites or devices
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,7 @@ def _check_row(number: int, values: Mapping[str, str], key: str) -> CohortRow:
         if text not in UNKNOWN and text not in _FLAGS:
             raise _FieldError(field, f"{field} is neither 0 nor 1; expected one of them, or empty.")
         columns[field] = _FLAGS.get(text)
-    for field in ("site", "device"):
+    for field in PUBLIC_COLUMNS:
         text = values.get(field, "")
         if len(text) > _LONGEST_TEXT or not text.isprintable():
             raise _FieldError(field, f"{field} is {len(text)} characters or not printable; at most {_LONGEST_TEXT}.")
@@ -296,6 +298,21 @@ def read_cohort(path: Path, columns: ColumnsConfig, secret: bytes, seed: int) ->
         split_of = {ids[name]: split for name, split in drawn.items()}
         rows = _with_splits(rows, [split_of[row.patient_key] for row in rows])
     return Cohort(path.parent, rows, rejects, "column" if given else "drawn")
+
+
+def public_names(rows: Sequence[CohortRow], column: str) -> tuple[str, ...]:
+    """The sites or devices of a cohort, which a set's index has in clear. Raises DataError where they may be patients.
+
+    column: one of `PUBLIC_COLUMNS`.
+    """
+    given = [row.columns[column] for row in rows if row.columns[column]]
+    names = sorted(set(given))
+    if len(names) >= _FEWEST_SUSPECTS and 2 * len(names) > len(given):
+        raise DataError(
+            f"the column {column} has {len(names)} different values in {len(given)} rows. They would stand in the set "
+            f"in clear, and so many may identify patients: correct columns.{column}=, or empty the column."
+        )
+    return tuple(names)
 
 
 def check_splits_filled(counts: Mapping[str, int], rejected: Mapping[str, int]) -> None:

@@ -15,8 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 import webdataset
+from recordings import write_cohort
 
+from stence_dist.check.examine import examine
+from stence_dist.check.findings import PROBLEM
 from stence_dist.config.build import BuildConfig
+from stence_dist.config.check import CheckConfig
 from stence_dist.data.build import build
 from stence_dist.data.index import SPLITS
 from stence_dist.data.readers import read_ecg
@@ -50,6 +54,18 @@ def edit(cohort: Path, change: Callable[[list[dict[str, str]]], None]) -> None:
 def rejected(path: Path) -> list[dict[str, str]]:
     with open(path, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("column", ["site", "device"])
+def test_names_that_may_be_patients_are_not_written(tmp_path: Path, column: str) -> None:
+    """A column of identifiers as the one of sites or devices: refused before anything is written, and by a check."""
+    cohort = write_cohort(tmp_path, pairs=0, ecg_only=24)
+    edit(cohort, lambda rows: [row.update({column: row["patient_id"]}) for row in rows] and None)
+    with pytest.raises(DataError, match=f"the column {column} has 24 different values in 24 rows"):
+        build(config(cohort, tmp_path / "set"))
+    assert not list((tmp_path / "set").glob("*.tar"))
+    result = examine(cohort, CheckConfig(path=str(cohort)))
+    assert [finding for finding in result.of_level(PROBLEM) if "may identify patients" in finding.text]
 
 
 def test_any_number_of_workers_writes_the_same_bytes(small_cohort: Path, small_shards: Path, tmp_path: Path) -> None:
