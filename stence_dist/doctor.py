@@ -110,11 +110,18 @@ def _devices() -> list[Finding]:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     findings = [Finding("devices", "CPU", "ok", f"{cores} cores, {memory / 2**30:.0f} GiB of memory")]
     threads = os.environ.get("OMP_NUM_THREADS")
-    half = "bf16 and fp32; fp16 is for GPUs"
-    findings.append(Finding("devices", "precision", "ok", f"on this CPU {half}"))
     told = f"OMP_NUM_THREADS={threads}" if threads else "OMP_NUM_THREADS is not set: ranks of a node share its cores"
     findings.append(Finding("devices", "threads", "ok", told))
     return [*findings, *_gpus()]
+
+
+def _try_bf16() -> str:
+    import torch
+
+    ones = torch.ones(64, 64, dtype=torch.bfloat16)
+    if float((ones @ ones).float().mean()) != 64.0:
+        raise RuntimeError("a product of bf16 matrices is wrong; set engine.precision=fp32")
+    return "computes; engine.precision=auto takes fp32 on CPUs"
 
 
 def _gpus() -> list[Finding]:
@@ -122,7 +129,7 @@ def _gpus() -> list[Finding]:
         import torch
     except Exception as error:  # absent, or without a library of its own
         return [_broken("devices", "torch", error)]
-    findings = []
+    findings = [_attempt("devices", "CPU bf16", _try_bf16)]
     if not torch.cuda.is_available():
         built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a CPU build"
         findings.append(Finding("devices", "GPU", "missing", f"none that torch can use (torch is {built})"))

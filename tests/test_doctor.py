@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import UID
 
@@ -60,6 +61,14 @@ def test_codecs_are_those_of_the_reader(tmp_path: Path, monkeypatch: pytest.Monk
         absent = codecs[name].text == "gdcm"
         assert finding.state == ("missing" if absent else "ok"), name
         assert ('pip install "stence_dist[dicom]"' in finding.text) == absent
+
+
+def test_bf16_is_computed_not_assumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A product of ones says that it works; one that comes out as zeros is a problem."""
+    assert found(examine(tmp_path), "devices")["CPU bf16"].state == "ok"
+    monkeypatch.setattr(torch, "ones", torch.zeros)
+    finding = found(examine(tmp_path), "devices")["CPU bf16"]
+    assert (finding.state, "bf16 matrices is wrong" in finding.text) == ("problem", True)
 
 
 def test_an_absent_extra_is_named_and_no_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
