@@ -22,6 +22,7 @@ from stence_dist.data.cohort import (
     PUBLIC_COLUMNS,
     CohortRow,
     Reject,
+    by_field,
     check_splits_filled,
     limit_rows,
     patient_key,
@@ -56,8 +57,7 @@ def check_cohort(path: Path, config: CheckConfig) -> Result:
     lost = _look_at_files(path.parent, chosen, recordings, views, config.workers)
     without = [row for row in chosen if row.row not in lost]
     if len(chosen) == len(rows) and all(row.split for row in rows):
-        fields_of = Counter(reject.field for reject in rejects)
-        _report_empty_splits(section, without, {**fields_of, "unusable files": len(lost)})
+        _report_empty_splits(section, without, {**by_field(rejects), "unusable files": len(lost)})
     section.tables = [_split_table(rows, lost), _column_table(table, rows)]
     labels = label_section(_labelled(rows), config.targets)
     sections = [section, recordings.section(), views.section(), labels, fields.section()]
@@ -95,8 +95,7 @@ def _rows(
         section.add(NOTE, "fields of the rows are not checked before the splits are right")
         return [row for row in rows if row.ecg_path], []
     try:
-        fields = Counter(reject.field for reject in cohort.rejects)
-        check_splits_filled(Counter(row.split for row in cohort.rows), fields)
+        check_splits_filled(Counter(row.split for row in cohort.rows), by_field(cohort.rejects))
     except DataError as error:
         section.add(PROBLEM, str(error))
     for column in PUBLIC_COLUMNS:
@@ -195,7 +194,7 @@ def _look_at_files(
     """Look at every ECG once and at every study; the rows that a build would lose."""
     owners: dict[str, list[CohortRow]] = defaultdict(list)
     for row in rows:
-        owners[same_file(row.ecg_path)].append(row)
+        owners[same_file(folder, row.ecg_path)].append(row)
     items = []
     for first, *_ in owners.values():
         path = folder / first.ecg_path

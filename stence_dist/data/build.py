@@ -23,6 +23,7 @@ from stence_dist.data.cohort import (
     Cohort,
     CohortRow,
     Reject,
+    by_field,
     check_splits_filled,
     limit_rows,
     public_names,
@@ -67,7 +68,7 @@ def build(config: BuildConfig) -> Path:
     cohort = read_cohort(table, config.columns, read_key(table, config.key_file), config.split_seed)
     rows = limit_rows(cohort.rows, config.limit, config.split_seed)
     identity = _identity(config, rows, cohort.rejects)
-    check_splits_filled(Counter(row.split for row in rows), Counter(reject.field for reject in cohort.rejects))
+    check_splits_filled(Counter(row.split for row in rows), by_field(cohort.rejects))
     lock = FolderLock(out, "build of a shard set").acquire()
     try:
         if _is_built(out, identity):
@@ -223,7 +224,7 @@ def _seal(
     _report(every, counts, pairs, destination)
     _report_doubtful(plan.out, *(sum(record.get(name, 0) for record in records) for name in ("saturated", "doubtful")))
     try:
-        check_splits_filled(counts, Counter(reject.field for reject in every))
+        check_splits_filled(counts, by_field(every))
     except DataError:
         for shard, record in zip(shards, records, strict=True):
             if record["rejects"]:  # read again by the next call, which may find the files mended

@@ -5,7 +5,7 @@ import logging
 import math
 import os
 import secrets
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -228,17 +228,20 @@ def _with_splits(rows: Sequence[CohortRow], splits: Sequence[str]) -> list[Cohor
     return [CohortRow(**{**vars(row), "split": split}) for row, split in zip(rows, splits, strict=True)]
 
 
-def same_file(path: str) -> str:
-    """One text for the spellings of a path that mean one recording; a WFDB record may be named by its header."""
-    return os.path.normpath(path).removesuffix(".hea") if path else ""
+def same_file(folder: Path, path: str) -> str:
+    """One text for the spellings of a path in a table of `folder` that mean one recording; links are not followed.
+
+    A WFDB record may be named by its header. Empty for an empty path.
+    """
+    return os.path.abspath(folder / path).removesuffix(".hea") if path else ""
 
 
-def _nested_studies(table: Sequence[Mapping[str, str]], secret: bytes) -> dict[str, dict[str, int]]:
-    """Study folder -> whose studies the table has inside it: patient key -> row."""
-    stated = {same_file(values["study_path"]) for values in table} - {""}
+def _nested_studies(folder: Path, table: Sequence[Mapping[str, str]], secret: bytes) -> dict[str, dict[str, int]]:
+    """Study folder -> whose studies a table of `folder` has inside it: patient key -> row."""
+    stated = {same_file(folder, values["study_path"]) for values in table} - {""}
     found: dict[str, dict[str, int]] = defaultdict(dict)
     for number, values in enumerate(table, start=1):
-        place = same_file(values["study_path"])
+        place = same_file(folder, values["study_path"])
         outer = os.path.dirname(place)
         while outer and outer != place:
             if outer in stated:
@@ -261,13 +264,13 @@ def read_cohort(path: Path, columns: ColumnsConfig, secret: bytes, seed: int) ->
     rejects: list[Reject] = []
     ids: dict[str, str] = {}
     first: dict[tuple[str, str], int] = {}
-    inside = _nested_studies(table, secret)
+    inside = _nested_studies(path.parent, table, secret)
     owners: dict[str, dict[str, tuple[str, int]]] = {"ECG": {}, "study": {}}  # what -> its path -> patient key, row
     for number, values in enumerate(table, start=1):
         key = patient_key(secret, values["patient_id"]) if values["patient_id"] else ""
         try:
             row = _check_row(number, values, key)
-            recording = (same_file(row.ecg_path), same_file(row.study_path))
+            recording = (same_file(path.parent, row.ecg_path), same_file(path.parent, row.study_path))
             for (what, mine), place in zip(owners.items(), recording, strict=True):
                 owner = mine.get(place, (key, number))
                 if place and owner[0] != key:
@@ -313,6 +316,11 @@ def public_names(rows: Sequence[CohortRow], column: str) -> tuple[str, ...]:
             f"in clear, and so many may identify patients: correct columns.{column}=, or empty the column."
         )
     return tuple(names)
+
+
+def by_field(rejects: Sequence[Reject]) -> dict[str, int]:
+    """How many rows were rejected for which field."""
+    return dict(Counter(reject.field for reject in rejects))
 
 
 def check_splits_filled(counts: Mapping[str, int], rejected: Mapping[str, int]) -> None:

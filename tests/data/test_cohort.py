@@ -248,8 +248,21 @@ def test_a_study_inside_another_patients_is_refused(tmp_path: Path) -> None:
     (reject,) = read(tmp_path, rows).rejects
     assert (reject.row, reject.field) == (1, "study_path")
     assert reject.reason == "a folder that holds the study of row 4, another patient's."
-    rows[3]["patient_id"] = rows[0]["patient_id"]
+    for whole in (f"../{tmp_path.name}/all", str(tmp_path / "all"), "."):
+        rows[0]["study_path"] = whole
+        assert [(reject.row, reject.field) for reject in read(tmp_path, rows).rejects] == [(1, "study_path")]
+    rows[0]["study_path"], rows[3]["patient_id"] = "all", rows[0]["patient_id"]
     assert read(tmp_path, rows).rejects == []
+
+
+def test_absolute_paths_are_the_relative_ones(tmp_path: Path) -> None:
+    """Another patient's study by its whole path, and one's own row once more."""
+    rows = patients(6)
+    rows[1] |= {"ecg_path": "e1", "study_path": "s1"}
+    rows[3]["study_path"] = str(tmp_path / "s1")
+    rows.append({**rows[1], "ecg_path": str(tmp_path / "e1"), "study_path": "./s1/"})
+    found = [(reject.row, reject.reason.split(" row ")[0]) for reject in read(tmp_path, rows).rejects]
+    assert found == [(4, "the study of"), (7, "duplicate of")]
 
 
 def test_columns_that_are_nearly_known_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
