@@ -12,6 +12,7 @@ from stence_dist.check.shard_set import check_shards
 from stence_dist.config.check import CheckConfig
 from stence_dist.data.index import INDEX
 from stence_dist.data.shard_writer import UNFINISHED
+from stence_dist.data.sidecar import sidecar_name
 from stence_dist.errors import CheckFailedError, DataError
 from stence_dist.files import refuse_pipe
 
@@ -54,9 +55,8 @@ def examine(path: Path, config: CheckConfig) -> Result:
 
 
 def _examine(path: Path, config: CheckConfig) -> Result:
-    if not config.path:
-        raise DataError("path= is empty. Give a recording, a folder, a cohort table or a shard set.")
-    if not (path / INDEX).exists() and ((path / UNFINISHED).is_dir() or (path / "train-000000.npy").exists()):
+    first = path / sidecar_name("train-000000.tar")
+    if not (path / INDEX).exists() and ((path / UNFINISHED).is_dir() or first.exists()):
         raise DataError(
             f"path={path} is a shard set without its index: its build was interrupted, or the index was removed. "
             "Give the build its command again, and look at the set then."

@@ -22,6 +22,8 @@ class CheckConfig:
     columns: ColumnsConfig = group("column names of the cohort table", ColumnsConfig)
 
     def __post_init__(self) -> None:
+        if not self.path:
+            raise ConfigError("path= is empty. Give a recording, a folder, a cohort table or a shard set.")
         if self.limit is not None and self.limit < 3:
             raise ConfigError(f"limit={self.limit}. Use 3 or more: train, val and test give a row each.")
         if self.workers < 1:

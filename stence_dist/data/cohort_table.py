@@ -6,7 +6,7 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from stence_dist.config.build import ColumnsConfig
@@ -87,8 +87,22 @@ def found_columns(header: Sequence[str], known: Iterable[str]) -> str:
     return f"found {', '.join(header)}"
 
 
-def _is_known(name: str, stated: Iterable[str]) -> bool:
-    return name in stated or LABEL_COLUMN.fullmatch(name) is not None
+def _look_for_misnamed(path: Path, header: list[str], places: Mapping[str, int], stated: Mapping[str, str]) -> None:
+    """Raise DataError for a column that differs from an absent known one in blanks and letters' size; tell of others
+    that look like labels or segments. `places`, `stated`: of the known columns that are there, and what all are called.
+    """
+    absent = {stated[name].casefold(): name for name in COLUMNS if name not in places}
+    for name in header:
+        if mine := absent.get(name.strip().casefold()):
+            raise DataError(
+                f"{path} has a column {name!r}, which is not read, and none {stated[mine]!r}. Rename it, or give "
+                f"columns.{mine}={name}; where it is something else, give it another name."
+            )
+    alike = [name for name in header if _LOOKS_KNOWN.match(name) and name not in set(stated.values())]
+    odd = [name for name in alike if not LABEL_COLUMN.fullmatch(name)]
+    if odd:
+        text = "columns not read, for their names: %s; labels are label_ and letters, digits, . _ -"
+        log.warning(text, ", ".join(odd))
 
 
 def _find_columns(path: Path, header: list[str], columns: ColumnsConfig) -> dict[str, int]:
@@ -111,23 +125,7 @@ def _find_columns(path: Path, header: list[str], columns: ColumnsConfig) -> dict
             f"Add it, or name yours: columns.{absent[0]}=…  "
             "An empty study_path means ECG only, an empty segment unknown."
         )
-    near = {
-        name: mine
-        for name in header
-        for mine in COLUMNS
-        if mine not in places and name.strip().casefold() == stated[mine].casefold()
-    }
-    if near:
-        name, mine = next(iter(near.items()))
-        raise DataError(
-            f"{path} has a column {name!r}, which is not read, and none {stated[mine]!r}. Rename it, or give "
-            f"columns.{mine}={name}; where it is something else, give it another name."
-        )
-    odd = [name for name in header if _LOOKS_KNOWN.match(name) and not _is_known(name, stated.values())]
-    if odd:
-        log.warning(
-            "columns not read, for their names: %s; labels are label_ and letters, digits, . _ -", ", ".join(odd)
-        )
+    _look_for_misnamed(path, header, places, stated)
     unknown = [name for name in (*EXPECTED, "seg_1 ... seg_16") if name.split()[0] not in places]
     if unknown:
         unused = ", ".join(name for name in header if name not in stated.values()) or "none"

@@ -152,8 +152,8 @@ def _pixel_element(file: BinaryIO, header: Dataset) -> tuple[str, int] | None:
     return (start[4:6].decode("latin-1"), struct.unpack(f"{order}L", length)[0]) if len(length) == 4 else None
 
 
-def _check_pixels(header: Dataset, frames: int) -> None:
-    """Refuse a run whose pixels are none that are read; complete what all runs have alike and some leave out."""
+def _complete_header(header: Dataset, frames: int) -> None:
+    """Add to a run's header what all runs have alike and some leave out. Raises ReaderError for other pixels."""
     check_size(frames, int(number(header, "Rows") or 0), int(number(header, "Columns") or 0))
     photometric = str(stated(header, "PhotometricInterpretation") or "").strip().upper()
     if number(header, "SamplesPerPixel") not in (None, 1) or photometric not in _GRAY:
@@ -250,7 +250,7 @@ def open_run(path: Path) -> RunFile | None:
             frames = frames or _count_frames(file, header, length)
             if frames < 2:
                 return None
-            _check_pixels(header, frames)
+            _complete_header(header, frames)
             file.seek(place)
             _check_length(file, header, frames, length)
     except ReaderError:
